@@ -1,0 +1,163 @@
+"""Fingerprints and manifests: what an artefact was made from, and the proof that it is finished.
+
+An artefact is a folder `<name>-<first 12 of its fingerprint>` whose `manifest.json` is written last and atomically.
+Same fingerprint means reuse. The manifest holds only what follows from the inputs, so that a run that was killed and
+resumed leaves the same bytes as one that was not; what depends on the machine (seconds) lies in `cost.json` beside it.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import StaleStoreError, StillroomError
+
+MANIFEST, COST = "manifest.json", "cost.json"
+FORMAT = 1
+
+
+def canonical_json(value: Any) -> str:
+    """Return JSON with sorted keys, no spaces and no NaN: one text for one value."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def fingerprint(config: Mapping[str, Any]) -> str:
+    """Return the sha256 of the canonical JSON of what something is made from."""
+    return hashlib.sha256(canonical_json(config).encode()).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """Return the sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_durably(path: Path, content: bytes) -> None:
+    """Write a file so that after a crash it is whole or not there: temp, fsync, rename, fsync of the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        with partial.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+        raise
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames in a folder survive a power cut."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What `manifest.json` says. `digests` are sha256 of the artefact's files by relative path."""
+
+    kind: str
+    name: str
+    config: Mapping[str, Any]
+    digests: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, Any] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    format: int = FORMAT
+
+    @property
+    def fingerprint(self) -> str:
+        """The sha256 of the config."""
+        return fingerprint(self.config)
+
+    def write(self, folder: Path) -> None:
+        """Seal the artefact: from now on it is finished."""
+        body = {**asdict(self), "fingerprint": self.fingerprint}
+        body["seal"] = fingerprint(body)
+        write_durably(folder / MANIFEST, (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+
+
+def artefact_folder(root: Path, name: str, config: Mapping[str, Any]) -> Path:
+    """Return where the artefact with this name and config lies: `<root>/<name>-<12 hex digits>`."""
+    return root / f"{name}-{fingerprint(config)[:12]}"
+
+
+def read_manifest(folder: Path) -> Manifest | None:
+    """Return the manifest of a finished artefact, None when it isn't finished.
+
+    Raises: StillroomError when the manifest is there but is no manifest, was edited by hand or has another format.
+    """
+    path = folder / MANIFEST
+    try:
+        body = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (ValueError, RecursionError) as error:
+        raise StillroomError(f"{path}: found no JSON ({error}); expected a manifest; delete the folder") from error
+    if not isinstance(body, dict) or not {"format", "seal", "config", "kind", "name"} <= body.keys():
+        raise StillroomError(f"{path}: found other keys; expected a manifest of Stillroom; delete the folder")
+    if body["format"] != FORMAT:
+        raise StillroomError(f"{path}: format {body['format']!r}; expected {FORMAT}; rebuild it with this release")
+    seal, stated = body.pop("seal"), body.get("fingerprint")
+    if seal != fingerprint(body) or stated != fingerprint(body["config"]):
+        raise StillroomError(f"{path}: its seal does not fit its content; it was edited or damaged; delete the folder")
+    body.pop("fingerprint")
+    return Manifest(**body)
+
+
+def require_manifest(folder: Path, kind: str, *, make_with: str) -> Manifest:
+    """Return the manifest of a finished artefact of one kind. Raises StillroomError when there is none."""
+    manifest = read_manifest(folder)
+    if manifest is None:
+        what = "an unfinished artefact" if folder.exists() else "nothing"
+        raise StillroomError(f"{folder}: found {what}; expected a finished {kind}; run '{make_with}'")
+    if manifest.kind != kind:
+        raise StillroomError(f"{folder}: found a {manifest.kind}; expected a {kind}; name another folder")
+    return manifest
+
+
+def check_fresh(manifest: Manifest, wanted: Mapping[str, Any], where: Path) -> None:
+    """Raise StaleStoreError, naming the fields that differ, unless the artefact was made from exactly `wanted`."""
+    differing = differences(manifest.config, wanted)
+    if differing:
+        raise StaleStoreError(f"{where}: made from another {', '.join(differing)}; rebuild it from what is wanted now")
+
+
+def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
+    """Return the dotted names of the fields in which two JSON values differ, each with both values."""
+    if isinstance(found, Mapping) and isinstance(wanted, Mapping):
+        keys = sorted(found.keys() | wanted.keys())
+        return [
+            line for key in keys for line in differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+        ]
+    return [] if found == wanted else [f"{path} (found {_short(found)}; expected {_short(wanted)})"]
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:37] + "..."
+
+
+def write_cost(folder: Path, cost: Mapping[str, Any]) -> None:
+    """Add what a run cost (seconds, rows, bytes) to the artefact's `cost.json`: numbers add up over resumed runs."""
+    total = read_cost(folder)
+    for key, value in cost.items():
+        total[key] = total.get(key, 0) + value if isinstance(value, int | float) else value
+    write_durably(folder / COST, (json.dumps(total, indent=1, sort_keys=True) + "\n").encode())
+
+
+def read_cost(folder: Path) -> dict[str, Any]:
+    """Return what the artefact has cost so far, {} when nobody wrote it down."""
+    try:
+        return json.loads((folder / COST).read_bytes())
+    except (FileNotFoundError, ValueError):
+        return {}
