@@ -1,0 +1,204 @@
+"""Open data sets of pictures, by catalogue name or from a folder of classes.
+
+A data set that fits the memory budget is decoded once into one uint8 tensor; beyond it pictures are decoded
+as they are read. Each picture goes through the same steps alone either way, so the bytes are the same.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from pipeline.datasets.catalog import Entry, fetch, find_entry, read_catalog
+from pipeline.datasets.digests import digest_arrays, digest_files
+from pipeline.datasets.folders import (
+    UNLABELLED,
+    check_test_classes,
+    class_names,
+    decoded_picture,
+    pictures_below,
+    probe_shape,
+    split_folders,
+)
+from pipeline.datasets.pictures import fit, with_channels
+from pipeline.errors import StillroomError
+
+PICTURE_VERSION = 1  # raise it when decoding, resizing or cropping gives other pixels
+
+
+@dataclass(eq=False)
+class ImageDataset:
+    """Pictures with stable ids 0..N-1, their labels and the digests of their source bytes.
+
+    labels: int64 [N], -1 where there is none; official_test: int64 ids; shape: (C, H, W) of what `read` gives.
+    picture(i): uint8 [C, H, W]; digest_all(): uint64 [N]; pixels: uint8 [N, C, H, W] once held in memory.
+    """
+
+    name: str
+    classes: tuple[str, ...]
+    labels: np.ndarray
+    official_test: np.ndarray
+    shape: tuple[int, int, int]
+    picture: Callable[[int], torch.Tensor]
+    digest_all: Callable[[], np.ndarray]
+    pixels: torch.Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def read(self, ids: np.ndarray) -> torch.Tensor:
+        """Return the pictures uint8 [B, C, H, W] in the order of ids [B].
+
+        Raises StillroomError naming the file when a picture cannot be decoded.
+        """
+        ids = np.asarray(ids, dtype=np.int64)
+        if ids.size and (ids.min() < 0 or ids.max() >= len(self)):
+            raise ValueError(f"{self.name}: ids {ids.min()}..{ids.max()}; expected 0..{len(self) - 1}")
+        if self.pixels is not None:
+            return self.pixels.index_select(0, torch.from_numpy(ids))
+        return self._decode(ids)
+
+    def hold_in_memory(self, memory_budget: int) -> "ImageDataset":
+        """Decode everything now if it takes at most memory_budget bytes; return self."""
+        if self.pixels is None and len(self) * int(np.prod(self.shape)) <= memory_budget:
+            self.pixels = self._decode(np.arange(len(self)))
+        return self
+
+    def source_digests(self, ids: np.ndarray) -> np.ndarray:
+        """Return the 64-bit digests uint64 [B] of the samples' source bytes, whatever size they are read at."""
+        return self._digests[np.asarray(ids, dtype=np.int64)]
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """sha256 over every source byte, label and their order, and over how pictures are decoded; not the name."""
+        content = {
+            "shape": self.shape,
+            "classes": self.classes,
+            "labels": sha256_of(self.labels),
+            "official_test": sha256_of(self.official_test),
+            "digests": sha256_of(self._digests),
+            "picture_version": PICTURE_VERSION,
+        }
+        return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
+    def _digests(self) -> np.ndarray:
+        return self.digest_all()
+
+    def _decode(self, ids: np.ndarray) -> torch.Tensor:
+        pictures = torch.empty((len(ids), *self.shape), dtype=torch.uint8)
+        with ThreadPoolExecutor() as pool:
+            for row, picture in enumerate(pool.map(self.picture, ids.tolist())):
+                pictures[row] = picture
+        return pictures
+
+
+def open_dataset(
+    name_or_folder: str,
+    raw: Path,
+    *,
+    size: int | None = None,
+    channels: int | None = None,
+    memory_budget: int = 4 << 30,
+) -> ImageDataset:
+    """Return the data set of a catalogue name (fetched into raw if need be) or of a folder.
+
+    A folder holds `<class>/*.png` or `train/<class>/` and `test/<class>/`; pictures in `_unlabelled` have
+    label -1. Pictures are resized and centre-cropped to size x size, and turned to 1 or 3 channels.
+    Raises StillroomError for an unknown name, a folder that is no data set, or a picture that cannot be decoded.
+    """
+    if channels not in (None, 1, 3):
+        raise StillroomError(
+            f"{name_or_folder}: channels = {channels!r}; expected 1 or 3; leave it out to have it found"
+        )
+    if size is not None and size < 1:
+        raise StillroomError(
+            f"{name_or_folder}: size = {size!r}; expected at least 1 pixel; leave it out to keep sizes"
+        )
+    catalog = read_catalog()
+    if name_or_folder not in catalog and (
+        "/" in name_or_folder or os.sep in name_or_folder or Path(name_or_folder).is_dir()
+    ):
+        dataset = open_folder(Path(name_or_folder), Path(raw), size, channels)
+        return dataset.hold_in_memory(memory_budget)
+    entry = find_entry(name_or_folder, catalog)
+    pixels, labels = FORMATS[entry.format](fetch(name_or_folder, Path(raw), catalog=catalog), entry)
+    return from_arrays(name_or_folder, entry, pixels, labels, size, channels).hold_in_memory(memory_budget)
+
+
+def from_arrays(
+    name: str, entry: Entry, pixels: np.ndarray, labels: np.ndarray, size: int | None, channels: int | None
+) -> ImageDataset:
+    """Return a data set of pixels uint8 [N, C, H, W] and labels [N], the test samples after the training ones."""
+    shape = (channels or entry.shape[0], size or entry.shape[1], size or entry.shape[2])
+    return ImageDataset(
+        name=name,
+        classes=entry.classes,
+        labels=labels.astype(np.int64),
+        official_test=np.arange(entry.samples["train"], len(labels)),
+        shape=shape,
+        picture=partial(fitted_picture, torch.from_numpy(pixels), shape),
+        digest_all=partial(digest_arrays, pixels),
+        pixels=torch.from_numpy(pixels) if shape == entry.shape else None,
+    )
+
+
+def read_idx(folder: Path, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels uint8 [N, C, H, W] and labels [N] of idx files, in the order of the catalogue's splits."""
+    paths = {(file.split, file.holds): folder / file.name for file in entry.files}
+    images = [np.fromfile(paths[split, "images"], np.uint8, offset=16) for split in entry.samples]
+    labels = [np.fromfile(paths[split, "labels"], np.uint8, offset=8) for split in entry.samples]
+    return np.concatenate(images).reshape(-1, *entry.shape), np.concatenate(labels)
+
+
+def read_pixels_csv(folder: Path, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels uint8 [N, C, H, W] and labels [N] of a table whose last column is the label."""
+    table = np.loadtxt(folder / entry.files[0].name, delimiter=",", dtype=np.uint8)
+    return np.ascontiguousarray(table[:, :-1]).reshape(-1, *entry.shape), table[:, -1]
+
+
+FORMATS: dict[str, Callable[[Path, Entry], tuple[np.ndarray, np.ndarray]]] = {
+    "idx": read_idx,
+    "pixels-csv": read_pixels_csv,
+}
+
+
+def open_folder(folder: Path, raw: Path, size: int | None, channels: int | None) -> ImageDataset:
+    """Return the data set of a folder of classes: labelled, then unlabelled, then test pictures, each sorted."""
+    folder = folder.expanduser().resolve()
+    train, test = split_folders(folder)
+    classes = class_names(train)
+    paths = [(path, label) for label, name in enumerate(classes) for path in pictures_below(train / name)]
+    paths += [(path, -1) for path in pictures_below(train / UNLABELLED)]
+    num_train = len(paths)
+    if test is not None:
+        names = check_test_classes(test, classes)
+        paths += [(path, classes.index(name)) for name in names for path in pictures_below(test / name)]
+    files = [path for path, _ in paths]
+    shape = probe_shape(folder, files, size, channels)
+    return ImageDataset(
+        name=folder.name,
+        classes=classes,
+        labels=np.array([label for _, label in paths], dtype=np.int64),
+        official_test=np.arange(num_train, len(paths)),
+        shape=shape,
+        picture=partial(decoded_picture, files, shape, size is None),
+        digest_all=partial(digest_files, folder, files, raw),
+    )
+
+
+def fitted_picture(pixels: torch.Tensor, shape: tuple[int, int, int], i: int) -> torch.Tensor:
+    """Return picture i of pixels [N, C, H, W] in another shape."""
+    return fit(with_channels(pixels[i], shape[0]), *shape[1:])
+
+
+def sha256_of(array: np.ndarray) -> str:
+    """Return the sha256 of an integer array's values, in the same byte order on every machine."""
+    return hashlib.sha256(np.ascontiguousarray(array).astype("<u8").tobytes()).hexdigest()

