@@ -1,0 +1,22 @@
+"""Views: deterministic versions of samples, replayed bit for bit whenever and wherever they are asked for."""
+
+from pipeline.views.order import ViewLoader
+from pipeline.views.plan import UNLABELLED, Split, Splits, ViewPlan, make_splits
+from pipeline.views.replay import Batch, Replayer
+from pipeline.views.transforms import TRANSFORMS, Mix, parse_mix, parse_transforms, transform_from_spec
+
+__all__ = [
+    "TRANSFORMS",
+    "UNLABELLED",
+    "Batch",
+    "Mix",
+    "Replayer",
+    "Split",
+    "Splits",
+    "ViewLoader",
+    "ViewPlan",
+    "make_splits",
+    "parse_mix",
+    "parse_transforms",
+    "transform_from_spec",
+]

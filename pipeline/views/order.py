@@ -1,0 +1,85 @@
+"""The order rows are shown in: pure functions of (seed, epoch), so that a position is all there is to resume from."""
+
+from collections.abc import Callable, Iterator
+
+import numpy as np
+
+from pipeline.views.draws import permutation
+from pipeline.views.replay import Batch, Replayer
+
+
+def epoch_view(seed: int, epoch: int, count: int) -> int:
+    """Return the one view an epoch shows: each cycle of `count` epochs shows every view once, in a fresh order."""
+    cycle, place = divmod(epoch, count)
+    return int(permutation(seed, "view", cycle, size=count)[place])
+
+
+def global_order(seed: int, epoch: int, size: int) -> np.ndarray:
+    """Return every position once, shuffled over all of them: int64 [size]."""
+    return permutation(seed, "order", epoch, size=size)
+
+
+def windowed_order(seed: int, epoch: int, size: int, block: int, window: int) -> list[np.ndarray]:
+    """Return every position once, as windows: blocks in shuffled order, `window` of them shuffled together."""
+    blocks = permutation(seed, "blocks", epoch, size=-(-size // block))
+    windows = []
+    for number, start in enumerate(range(0, len(blocks), window)):
+        chosen = blocks[start : start + window]
+        rows = np.concatenate([np.arange(b * block, min(size, (b + 1) * block)) for b in chosen])
+        windows.append(rows[permutation(seed, "window", epoch, number, size=len(rows))])
+    return windows
+
+
+def cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
+    """Return the order in ceil(N / batch_size) batches whose sizes differ by one at most: no runt at the end."""
+    return np.array_split(order, max(1, -(-len(order) // batch_size)))
+
+
+class ViewLoader:
+    """One view of each chosen row an epoch, shuffled; a pure function of (seed, epoch, step).
+
+    `state_dict()` is three integers: a loader set to it goes on with the very next batch.
+    """
+
+    def __init__(
+        self,
+        replayer: Replayer,
+        split: str,
+        *,
+        batch_size: int,
+        seed: int,
+        positions: np.ndarray | None = None,
+        order: Callable[[int], np.ndarray | None] = lambda epoch: None,
+    ):
+        """`positions` are the rows to show (all by default); `order(epoch)` may give an order of its own."""
+        self.replayer, self.split, self.batch_size, self.seed = replayer, split, batch_size, seed
+        self.positions = np.arange(len(replayer.plan.splits[split])) if positions is None else positions
+        self._own_order = order
+        self.epoch = self.step = 0
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch."""
+        return max(1, -(-len(self.positions) // self.batch_size))
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield what is left of the current epoch, then stand at the start of the next."""
+        view = epoch_view(self.seed, self.epoch, self.replayer.plan.views(self.split))
+        rows = cut(self._order(), self.batch_size)
+        while self.step < len(rows):
+            self.step += 1  # before the yield: a state taken after a batch points at the next one
+            yield self.replayer.batch(self.split, view, rows[self.step - 1])
+        self.epoch, self.step = self.epoch + 1, 0
+
+    def _order(self) -> np.ndarray:
+        order = self._own_order(self.epoch)
+        return self.positions[global_order(self.seed, self.epoch, len(self.positions))] if order is None else order
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader is."""
+        return {"seed": self.seed, "epoch": self.epoch, "step": self.step}
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where another loader was. Raises ValueError when that one had another seed."""
+        if state["seed"] != self.seed:
+            raise ValueError(f"the state's seed is {state['seed']}, the loader's {self.seed}")
+        self.epoch, self.step = state["epoch"], state["step"]

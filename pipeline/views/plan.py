@@ -1,0 +1,188 @@
+"""The view plan: the immutable list of rows of a run. Everything downstream refers to its fingerprint.
+
+A row is one (view, sample) pair. The plan says which samples form which split, which of them show their label, how
+many views a train sample has, and how each view is made. It holds no pixels.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.errors import StillroomError
+from pipeline.views.draws import permutation, row_words, stream_seed, uniform
+from pipeline.views.transforms import Mix, Transform, spec_of
+
+UNLABELLED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples with one role: `ids` int64 [N] in data-set order, `labels` int64 [N] as learners may see them."""
+
+    ids: np.ndarray
+    labels: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Positions within the split whose label may be seen: int64 [<= N]."""
+        return np.flatnonzero(self.labels != UNLABELLED)
+
+
+Splits = Mapping[str, Split]
+
+
+def make_splits(
+    labels: np.ndarray,
+    official_test: np.ndarray,
+    *,
+    calibration: float,
+    test: float,
+    labelled: int | None,
+    max_train: int | None = None,
+    max_test: int | None = None,
+    seed: int,
+) -> dict[str, Split]:
+    """Return the splits train, calibration and test of a data set: labels int64 [N], -1 where a sample has none.
+
+    `calibration` and `test` are shares of the samples that could train; an official test split replaces the latter.
+    Both are stratified and labelled; `labelled` keeps that many train labels, stratified, and hides the rest.
+
+    Raises: StillroomError when a split comes out empty or more labels are asked for than there are.
+    """
+    rest = np.setdiff1d(np.arange(len(labels)), official_test)
+    if max_train is not None:
+        rest = _stratified(labels, rest, max_train, seed, "train")
+    if len(official_test):
+        held_out = official_test[labels[official_test] != UNLABELLED]
+        if max_test is not None:
+            held_out = _stratified(labels, held_out, max_test, seed, "test")
+    else:
+        held_out = _stratified(labels, rest[labels[rest] != UNLABELLED], round(test * len(rest)), seed, "test")
+    rest = np.setdiff1d(rest, held_out)
+    size = round(calibration * len(rest))
+    calibration_ids = _stratified(labels, rest[labels[rest] != UNLABELLED], size, seed, "calibration")
+    train = np.setdiff1d(rest, calibration_ids)
+    splits = {
+        "train": Split(train, _visible_labels(labels, train, labelled, seed)),
+        "calibration": Split(calibration_ids, labels[calibration_ids]),
+        "test": Split(held_out, labels[held_out]),
+    }
+    for name, split in splits.items():
+        if not len(split.labelled):
+            raise StillroomError(
+                f"data: split {name!r} has no labelled sample; expected at least one; raise the share "
+                f"or add labelled samples ({len(labels)} samples, {int((labels >= 0).sum())} labelled)"
+            )
+    return splits
+
+
+def _visible_labels(labels: np.ndarray, train: np.ndarray, count: int | None, seed: int) -> np.ndarray:
+    visible = labels[train]
+    if count is None:
+        return visible
+    available = train[visible != UNLABELLED]
+    if count > len(available):
+        raise StillroomError(
+            f"data.labelled: found {count}; expected at most {len(available)}, the labelled train samples; lower it"
+        )
+    kept = _stratified(labels, available, count, seed, "labelled")
+    return np.where(np.isin(train, kept), visible, UNLABELLED)
+
+
+def _stratified(labels: np.ndarray, ids: np.ndarray, count: int, seed: int, stream: str) -> np.ndarray:
+    """Return `count` of the ids, each class at its own share (largest remainder), sorted: int64 [<= count]."""
+    if count >= len(ids):
+        return np.sort(ids)
+    classes, inverse, sizes = np.unique(labels[ids], return_inverse=True, return_counts=True)
+    exact = sizes * (count / len(ids))
+    quota = np.floor(exact).astype(int)
+    quota[np.argsort(quota - exact, kind="stable")[: count - quota.sum()]] += 1
+    order = permutation(seed, "split", stream, size=len(ids))
+    chosen = [ids[order[inverse[order] == number][: quota[number]]] for number in range(len(classes))]
+    return np.sort(np.concatenate(chosen))
+
+
+@dataclass(frozen=True, eq=False)
+class ViewPlan:
+    """Which rows a run has and how each is made.
+
+    `dataset` is the data set's fingerprint, `count` the views of a train sample (held-out samples have one, the
+    identity), `mean` and `std` the per-channel numbers that inputs are standardised with.
+    """
+
+    dataset: str
+    splits: Splits
+    count: int
+    transforms: tuple[Transform, ...]
+    mix: Mix | None
+    seed: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def views(self, split: str) -> int:
+        """Return V of a split."""
+        return self.count if split == "train" else 1
+
+    def is_mixed(self, split: str, view: int) -> bool:
+        """Say whether the rows of a view are mixed with partners."""
+        return self.mix is not None and split == "train" and view >= self.count - self.mix.views
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The plan as JSON: what its fingerprint is taken of."""
+        return {
+            "dataset": self.dataset,
+            "splits": {
+                name: {"count": len(split), "ids": _digest(split.ids), "labels": _digest(split.labels)}
+                for name, split in self.splits.items()
+            },
+            "views": self.count,
+            "transforms": [spec_of(transform) for transform in self.transforms],
+            "mix": None if self.mix is None else spec_of(self.mix),
+            "seed": self.seed,
+            "mean": list(self.mean),
+            "std": list(self.std),
+        }
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Return the sha256 of the plan's canonical JSON."""
+        return hashlib.sha256(json.dumps(self.config, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+    @cached_property
+    def recipe_digest(self) -> int:
+        """Return 64 bits of how rows are made (transforms, mixing, seed, standardisation), whatever the samples."""
+        made_by = {key: self.config[key] for key in ("transforms", "mix", "seed", "mean", "std")}
+        return int.from_bytes(hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).digest()[:8], "little")
+
+    def parameters(self, split: str, view: int, ids: np.ndarray) -> list[np.ndarray]:
+        """Return each transform's realised parameters for rows: ids int64 [B] -> list of float64 [B, P].
+
+        Every transform has a stream of its own, so that changing one leaves the draws of the others alone.
+        """
+        if split != "train":
+            return []
+        return [
+            transform.parameters(row_words(stream_seed(self.seed, "transform", place), ids, view, transform.num_words))
+            for place, transform in enumerate(self.transforms)
+        ]
+
+    def mixing(self, view: int, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the partners (positions within the train split) and the mix parameters: int64 [B], float64 [B, 4]."""
+        if self.mix is None:
+            raise ValueError("this plan mixes no views")
+        words = row_words(stream_seed(self.seed, "mix"), ids, view, self.mix.num_words)
+        partners = np.floor(uniform(words[:, 0]) * len(self.splits["train"])).astype(np.int64)
+        return partners, self.mix.parameters(words)
+
+
+def _digest(values: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, "<i8").tobytes()).hexdigest()

@@ -1,0 +1,113 @@
+"""Replay: the pixels of any row, made again from the plan, and a digest that proves it is the same row."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.views.plan import ViewPlan
+from pipeline.views.transforms import as_float
+
+_PRIME = np.uint64(0x9E3779B97F4A7C15)
+
+
+class Samples(Protocol):
+    """What replay asks of a data set: pixels and 64-bit digests of their sources, by sample id."""
+
+    def read(self, ids: np.ndarray) -> Tensor:
+        """Return uint8 [B, C, H, W]."""
+        ...
+
+    def source_digests(self, ids: np.ndarray) -> np.ndarray:
+        """Return uint64 [B]."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Rows ready for a model. `labels` are -1 where hidden; partners and mix are None on views that are not mixed.
+
+    `inputs` float32 [B, C, H, W]; `labels`, `partner_labels` int64 [B]; `mix` float32 [B], the share of the row's
+    own label; `positions` int64 [B] within the split; `target_log_probs` [B, ..., C] when a target store is joined.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    partner_labels: Tensor | None
+    mix: Tensor | None
+    positions: np.ndarray
+    view: int
+    target_log_probs: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+
+class Replayer:
+    """Makes rows of a plan from the samples of its data set, on any device."""
+
+    def __init__(self, plan: ViewPlan, samples: Samples, *, device: torch.device | str = "cpu"):
+        self.plan, self.samples, self.device = plan, samples, torch.device(device)
+        shape = (1, -1, 1, 1)
+        self._mean = torch.tensor(plan.mean, device=self.device).view(shape)
+        self._std = torch.tensor(plan.std, device=self.device).view(shape)
+        self._labels = {name: torch.from_numpy(split.labels) for name, split in plan.splits.items()}
+
+    def batch(self, split: str, view: int, positions: np.ndarray) -> Batch:
+        """Return rows: int64 positions [B] within the split -> Batch, whatever their order or number."""
+        ids = self.plan.splits[split].ids[positions]
+        labels = self._labels[split]
+        pixels = self._transformed(split, view, ids)
+        partner_labels = mix = None
+        if self.plan.is_mixed(split, view):
+            partners, parameters = self.plan.mixing(view, ids)
+            other = self._transformed(split, view, self.plan.splits[split].ids[partners])
+            assert self.plan.mix is not None
+            pixels, mix = self.plan.mix.apply(pixels, other, torch.from_numpy(parameters))
+            partner_labels = labels[partners].to(self.device)
+        own = labels[positions].to(self.device)
+        return Batch((pixels - self._mean) / self._std, own, partner_labels, mix, positions, view)
+
+    def _transformed(self, split: str, view: int, ids: np.ndarray) -> Tensor:
+        images = self.samples.read(ids).to(self.device, non_blocking=True)
+        drawn = self.plan.parameters(split, view, ids)
+        for transform, parameters in zip(self.plan.transforms, drawn, strict=False):
+            images = transform.apply(images, torch.from_numpy(parameters))
+        return as_float(images)
+
+    def digests(self, split: str, view: int, positions: np.ndarray) -> np.ndarray:
+        """Return 64 bits of (source bytes, realised parameters, how rows are made) a row: [B] -> uint64 [B].
+
+        A mixed row's digest also holds its partner's source and parameters.
+        """
+        ids = self.plan.splits[split].ids[positions]
+        state = self._own_digests(split, view, ids)
+        if self.plan.is_mixed(split, view):
+            partners, parameters = self.plan.mixing(view, ids)
+            state = _absorb(state, _words(parameters))
+            partner = self._own_digests(split, view, self.plan.splits[split].ids[partners])
+            state = _absorb(state, partner[:, None])
+        return state
+
+    def _own_digests(self, split: str, view: int, ids: np.ndarray) -> np.ndarray:
+        made_by = np.uint64(self.plan.recipe_digest if split == "train" else 0)
+        state = _absorb(self.samples.source_digests(ids) ^ made_by, np.full((len(ids), 1), view, np.uint64))
+        for parameters in self.plan.parameters(split, view, ids):
+            state = _absorb(state, _words(parameters))
+        return state
+
+
+def _words(parameters: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(parameters + 0.0).view(np.uint64)  # + 0.0 makes -0.0 and 0.0 one number
+
+
+def _absorb(state: np.ndarray, words: np.ndarray) -> np.ndarray:
+    """Return the state after each column of words: uint64 [B], [B, P] -> [B]. Source: splitmix64, Steele 2014."""
+    for column in words.T:
+        state = (state ^ column) + _PRIME
+        state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        state = state ^ (state >> np.uint64(31))
+    return state

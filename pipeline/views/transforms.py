@@ -1,0 +1,318 @@
+"""Batched transforms and mixing: pure functions of (images, parameters), parameters of random words.
+
+A transform is a frozen dataclass: its fields are its recipe keys, `num_words` says how many random 32-bit words a
+row needs, `parameters` turns words into realised float64 numbers (they go into the row's digest), `apply` does the
+work on `[B, C, H, W]`. Change what `apply` or `parameters` computes and raise `version`: old stores are then refused.
+"""
+
+import inspect
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pipeline.errors import StaleStoreError, StillroomError, near_names, unknown_name
+from pipeline.views.draws import uniform
+
+
+class Transform(Protocol):
+    """What the view plan asks of a transform."""
+
+    version: ClassVar[int]
+    num_words: ClassVar[int]
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        """Return the realised parameters: uint32 [B, num_words] -> float64 [B, P]."""
+        ...
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        """Return the transformed images: uint8 or float [B, C, H, W], float64 [B, P] -> [B, C, H, W]."""
+        ...
+
+
+def as_float(images: Tensor) -> Tensor:
+    """Return images as float32 in [0, 1]; floats pass unchanged."""
+    return images.float().div_(255) if images.dtype == torch.uint8 else images
+
+
+def _per_row(values: Tensor, images: Tensor) -> Tensor:
+    return values.to(images.device, torch.float32)[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class Shift:
+    """Move the picture by up to `pixels` in each direction, zeros coming in: a crop of the padded picture."""
+
+    pixels: int = 2
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 2
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        return np.floor(uniform(words) * (2 * self.pixels + 1))
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        height, width = images.shape[-2:]
+        windows = F.pad(images, (self.pixels,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        top, left = parameters.to(images.device).long().unbind(1)
+        return windows[torch.arange(len(images), device=images.device), :, top, left]
+
+
+@dataclass(frozen=True)
+class Flip:
+    """Mirror left to right with the given probability."""
+
+    probability: float = 0.5
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 1
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        return (uniform(words) < self.probability).astype(np.float64)
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        mirrored = parameters[:, 0].to(images.device).bool()
+        return torch.where(mirrored[:, None, None, None], images.flip(-1), images)
+
+
+def _resample(images: Tensor, matrices: Tensor) -> Tensor:
+    """Return images sampled bilinearly at affine positions, zeros outside: [B, C, H, W], [B, 2, 3] -> [B, C, H, W]."""
+    pixels = as_float(images)
+    matrices = matrices.to(images.device, torch.float32)
+    grid = F.affine_grid(matrices, list(pixels.shape), align_corners=False)
+    return F.grid_sample(pixels, grid, align_corners=False, padding_mode="zeros")
+
+
+@dataclass(frozen=True)
+class Rotate:
+    """Turn by up to `degrees` either way about the centre."""
+
+    degrees: float = 15.0
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 1
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        return (uniform(words) * 2 - 1) * self.degrees
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        radians = torch.deg2rad(parameters[:, 0])
+        aspect = images.shape[-2] / images.shape[-1]
+        cos, sin, zero = radians.cos(), radians.sin(), torch.zeros_like(radians)
+        rows = [torch.stack([cos, -sin * aspect, zero], 1), torch.stack([sin / aspect, cos, zero], 1)]
+        return _resample(images, torch.stack(rows, 1))
+
+
+@dataclass(frozen=True)
+class Crop:
+    """Cut out a box of between `min_scale` and 1 of each side, anywhere inside, and enlarge it to full size."""
+
+    min_scale: float = 0.7
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 3
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        draws = uniform(words)
+        scale = self.min_scale + (1 - self.min_scale) * draws[:, :1]
+        return np.concatenate([scale, (draws[:, 1:] * 2 - 1) * (1 - scale)], axis=1)
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        scale, x, y = parameters.unbind(1)
+        zero = torch.zeros_like(scale)
+        return _resample(images, torch.stack([torch.stack([scale, zero, x], 1), torch.stack([zero, scale, y], 1)], 1))
+
+
+@dataclass(frozen=True)
+class Erase:
+    """Blacken a box of up to `max_share` of each side, with the given probability. Source: Zhong 2020, simplified."""
+
+    probability: float = 0.5
+    max_share: float = 0.4
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 5
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        draws = uniform(words)
+        sides = draws[:, 1:3] * self.max_share * (draws[:, :1] < self.probability)
+        return np.concatenate([draws[:, 3:5] * (1 - sides), sides], axis=1)
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        inside = _boxes(parameters, images)
+        return images.masked_fill(inside, 0)
+
+
+def _boxes(parameters: Tensor, images: Tensor) -> Tensor:
+    """Return masks of boxes given as shares (top, left, height, width) of the picture: [B, 4] -> bool [B, 1, H, W]."""
+    height, width = images.shape[-2:]
+    sizes = torch.tensor([height, width], device=images.device)
+    corners = parameters.to(images.device)
+    start = (corners[:, :2] * sizes).round()
+    stop = ((corners[:, :2] + corners[:, 2:]) * sizes).round()
+    y, x = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
+    rows = (y >= start[:, :1]) & (y < stop[:, :1])
+    columns = (x >= start[:, 1:]) & (x < stop[:, 1:])
+    return (rows[:, :, None] & columns[:, None, :])[:, None]
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Multiply by a factor of 1 ± `amount`, clamped to [0, 1]."""
+
+    amount: float = 0.2
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 1
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        return 1 + (uniform(words) * 2 - 1) * self.amount
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        return (as_float(images) * _per_row(parameters[:, 0], images)).clamp(0, 1)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Scale the distance from the picture's mean by a factor of 1 ± `amount`, clamped to [0, 1]."""
+
+    amount: float = 0.2
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 1
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        return 1 + (uniform(words) * 2 - 1) * self.amount
+
+    def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
+        pixels = as_float(images)
+        mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+        return (mean + (pixels - mean) * _per_row(parameters[:, 0], images)).clamp(0, 1)
+
+
+TRANSFORMS: dict[str, Callable[..., Transform]] = {
+    "shift": Shift,
+    "crop": Crop,
+    "flip": Flip,
+    "rotate": Rotate,
+    "erase": Erase,
+    "brightness": Brightness,
+    "contrast": Contrast,
+}
+
+
+@dataclass(frozen=True)
+class Mix:
+    """Mix each row of the last `views` views with a partner that the plan draws; the share is Beta(alpha, alpha).
+
+    `mixup` blends pixels (Zhang 2018); `cutmix` pastes a box of the partner (Yun 2019), its share exact in pixels.
+    """
+
+    kind: str = "mixup"
+    views: int = 1
+    alpha: float = 1.0
+    version: ClassVar[int] = 1
+    num_words: ClassVar[int] = 4
+
+    def parameters(self, words: np.ndarray) -> np.ndarray:
+        """Return (partner draw in [0, 1), share kept, box centre y, x) of each row: uint32 [B, 4] -> float64 [B, 4]."""
+        from scipy.special import betaincinv
+
+        draws = uniform(words)
+        draws[:, 1] = betaincinv(self.alpha, self.alpha, draws[:, 1])
+        return draws
+
+    def apply(self, images: Tensor, partners: Tensor, parameters: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mixed images and the share each row kept: float [B, C, H, W] twice -> [B, C, H, W], float32 [B]."""
+        share = parameters[:, 1].to(images.device, torch.float32)
+        if self.kind == "mixup":
+            kept = share[:, None, None, None]
+            return kept * images + (1 - kept) * partners, share
+        side = (1 - parameters[:, 1:2]).sqrt().expand(-1, 2)
+        inside = _boxes(torch.cat([parameters[:, 2:] * (1 - side), side], 1), images)
+        return torch.where(inside, partners, images), 1 - inside.float().mean(dim=(1, 2, 3))
+
+
+def spec_of(transform: Any) -> dict[str, Any]:
+    """Return what a transform is, as JSON: its class, options and code version."""
+    options = json.loads(json.dumps(asdict(transform)))  # tuples become lists, as they do on disk
+    return {**options, "transform": type(transform).__name__.lower(), "version": transform.version}
+
+
+def transform_from_spec(spec: Mapping[str, Any]) -> Any:
+    """Return the transform (or Mix) that `spec_of` described.
+
+    Raises: StaleStoreError when this release makes it differently (another version), StillroomError when unknown.
+    """
+    from pipeline.views.torchvision_pipeline import TorchvisionPipeline
+
+    options = {key: value for key, value in spec.items() if key not in ("transform", "version")}
+    if spec["transform"] == "torchvisionpipeline":
+        made: Any = TorchvisionPipeline.from_options(options["name"], **dict(options["options"]))
+    elif spec["transform"] == "mix":
+        made = Mix(**options)
+    else:
+        made = parse_transforms([{"kind": spec["transform"], **options}])[0]
+    if spec_of(made) != spec:
+        raise StaleStoreError(
+            f"views: rows were made by {dict(spec)}; this release makes {spec_of(made)}; dump them again"
+        )
+    return made
+
+
+def parse_transforms(entries: Sequence[Mapping[str, Any]], where: str = "views.transforms") -> tuple[Transform, ...]:
+    """Return the transforms that tables such as `{kind = "shift", pixels = 2}` name.
+
+    Raises: StillroomError for an unknown kind or option (with near names) or an option out of range.
+    """
+    return tuple(_parse_one(dict(entry), f"{where}[{number}]") for number, entry in enumerate(entries))
+
+
+def _parse_one(entry: dict[str, Any], where: str) -> Transform:
+    from pipeline.views.torchvision_pipeline import TorchvisionPipeline
+
+    kinds = {**TRANSFORMS, "torchvision": TorchvisionPipeline.from_options}
+    kind = entry.pop("kind", None)
+    if kind not in kinds:
+        raise unknown_name(where, "transform", str(kind), kinds)
+    if kind != "torchvision":
+        _check_options(kind, entry, TRANSFORMS[kind], where)
+    try:
+        transform = kinds[kind](**entry)
+        transform.parameters(np.zeros((1, transform.num_words), np.uint32))
+    except (TypeError, ValueError) as error:
+        raise StillroomError(f"{where}: {kind} found {entry}; expected options it accepts; {error}") from error
+    return transform
+
+
+def _check_options(kind: str, options: Mapping[str, Any], build: Callable[..., Any], where: str) -> None:
+    known = inspect.signature(build).parameters
+    for key, value in options.items():
+        if key not in known:
+            raise StillroomError(
+                f"{where}: {kind} found option {key!r}; expected only its own; {near_names(key, known)}"
+            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+            raise StillroomError(f"{where}.{key}: found {value!r}; expected a number of 0 or more; correct the recipe")
+        if key.startswith(("probability", "max_share", "min_scale", "amount")) and value > 1:
+            raise StillroomError(f"{where}.{key}: found {value!r}; expected at most 1; correct the recipe")
+        if known[key].annotation is int and not isinstance(value, int):
+            raise StillroomError(f"{where}.{key}: found {value!r}; expected a whole number; correct the recipe")
+
+
+def parse_mix(options: Mapping[str, Any], count: int, where: str = "views.mix") -> Mix:
+    """Return the mixing that `{kind = "mixup", views = 4, alpha = 1.0}` names, for a plan of `count` views."""
+    known = inspect.signature(Mix).parameters
+    for key in options:
+        if key not in known:
+            raise StillroomError(
+                f"{where}: found option {key!r}; expected kind, views, alpha; {near_names(key, known)}"
+            )
+    mix = Mix(**options)
+    if mix.kind not in ("mixup", "cutmix"):
+        raise unknown_name(where, "mix", mix.kind, ("mixup", "cutmix"))
+    if not 0 < mix.views <= count:
+        raise StillroomError(
+            f"{where}.views: found {mix.views}; expected 1 to {count}, the views of the plan; lower it"
+        )
+    if not mix.alpha > 0:
+        raise StillroomError(f"{where}.alpha: found {mix.alpha}; expected a number above 0; raise it")
+    return mix
