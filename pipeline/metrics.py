@@ -1,0 +1,158 @@
+"""How good a classifier is, and whether one is better than another.
+
+Trade: everything is computed at once over a whole split in float64, which a split of a million
+rows and ten classes bears easily; there is no running state to reset or to synchronise.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import StillroomError
+
+FLOOR = 1e-12  # a zero probability for the truth costs 27.6 nats: one such row does not make the mean infinite
+
+
+def classification_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return accuracy, macro precision, recall and f1, nll (nats), ece and brier: `[..., C], [...] -> rates 0-1`.
+
+    Rows of label -1 are left out. `log_probs` are normalised; -inf is allowed, and `nll` takes a
+    probability under 1e-12 as 1e-12. Macro means run over classes that occur among the labels or
+    the predictions. `ece` has 15 bins of equal mass (see `expected_calibration_error`). `brier` sums
+    over classes, so it lies in [0, 2]. Source: Brier 1950.
+
+    Raises: StillroomError when no row has a label or a log-probability is nan.
+    """
+    log_probs, labels = _labelled_rows(log_probs, labels)
+    true_log_probs = log_probs.gather(1, labels[:, None])[:, 0]
+    squares = log_probs.exp().square().sum(dim=1) - 2 * true_log_probs.exp() + 1
+    predictions = log_probs.argmax(dim=1)
+    return {
+        "accuracy": (predictions == labels).double().mean().item(),
+        **_macro_rates(predictions, labels, num_classes=log_probs.shape[1]),
+        "nll": -true_log_probs.clamp(min=math.log(FLOOR)).mean().item(),
+        "ece": expected_calibration_error(log_probs, labels),
+        "brier": squares.mean().item(),
+    }
+
+
+def expected_calibration_error(log_probs: Tensor, labels: Tensor, *, bins: int = 15) -> float:
+    """Return the mean over rows of |confidence - accuracy| of the row's bin, in [0, 1]: `[..., C], [...]`.
+
+    Source: Naeini 2015 with the bins of equal mass of Nguyen & O'Connor 2015.
+    """
+    confidence, accuracy, count = reliability_curve(log_probs, labels, bins)
+    return ((confidence - accuracy).abs() * count).sum().item() / count.sum().item()
+
+
+def reliability_curve(log_probs: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+    """Return mean confidence, accuracy and number of rows of each bin, `[bins]` at most, by rising confidence.
+
+    Bins hold equal numbers of rows, except that rows of equal confidence share a bin: votes have few
+    distinct confidences, and cutting through a tie would make the answer depend on the row order.
+    Raises: as `classification_metrics`.
+    """
+    log_probs, labels = _labelled_rows(log_probs, labels)
+    top, predictions = log_probs.max(dim=1)
+    confidence = top.exp()
+    starts = torch.arange(1, bins, device=top.device) * len(top) // bins
+    edges = confidence.sort().values[starts].unique()
+    bin_of_row = torch.bucketize(confidence, edges, right=True)
+    count = torch.bincount(bin_of_row, minlength=len(edges) + 1)
+    filled = count > 0
+    mean_confidence = torch.bincount(bin_of_row, confidence, len(count))[filled] / count[filled]
+    accuracy = torch.bincount(bin_of_row, (predictions == labels).double(), len(count))[filled] / count[filled]
+    return mean_confidence, accuracy, count[filled]
+
+
+def agreement(log_probs_a: Tensor, log_probs_b: Tensor) -> float:
+    """Return the fraction of rows of equal first choice: `[..., C], [..., C]`. Source: Stanton 2021 (2106.05945)."""
+    return (log_probs_a.argmax(dim=-1) == log_probs_b.argmax(dim=-1)).double().mean().item()
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A mean and its two-sided confidence limits; the limits are nan for a single value."""
+
+    mean: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True)
+class PairedInterval(Interval):
+    """The mean difference of pairs, its limits, and the two-sided p of "no difference" (nan for one pair)."""
+
+    p_value: float
+
+
+def mean_interval(values: Sequence[float], *, level: float = 0.95) -> Interval:
+    """Return the mean of independent runs with its Student's t interval. Source: Student 1908."""
+    if not values:
+        raise ValueError("an interval needs at least one value")
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return Interval(mean, math.nan, math.nan, n)
+    from scipy.special import stdtrit  # here, because it takes 0.15 s to import
+
+    half_width = float(stdtrit(n - 1, (1 + level) / 2)) * _standard_error(values)
+    return Interval(mean, mean - half_width, mean + half_width, n)
+
+
+def paired_interval(a: Sequence[float], b: Sequence[float], *, level: float = 0.95) -> PairedInterval:
+    """Return the mean of a - b with its paired Student's t interval; the i-th of both share a seed.
+
+    Without any variance the interval is the mean itself, and p is 1 for no difference, else 0.
+    """
+    differences = [x - y for x, y in zip(a, b, strict=True)]
+    interval = mean_interval(differences, level=level)
+    return PairedInterval(interval.mean, interval.low, interval.high, interval.n, _p_value(differences, interval.mean))
+
+
+def _p_value(differences: Sequence[float], mean: float) -> float:
+    """Return the two-sided p of Student's t test that the mean difference is 0."""
+    if len(differences) == 1:
+        return math.nan
+    standard_error = _standard_error(differences)
+    if standard_error == 0:
+        return 1.0 if mean == 0 else 0.0
+    from scipy.special import stdtr
+
+    return 2 * float(stdtr(len(differences) - 1, -abs(mean) / standard_error))
+
+
+def _standard_error(values: Sequence[float]) -> float:
+    mean = math.fsum(values) / len(values)
+    return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
+
+
+def _macro_rates(predictions: Tensor, labels: Tensor, *, num_classes: int) -> dict[str, float]:
+    # Imported here: torchmetrics takes about 2 s to import, and few commands score anything.
+    from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
+
+    rates = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
+    return {
+        name: rate(predictions, labels, num_classes, average="macro", validate_args=False).item()
+        for name, rate in rates.items()
+    }
+
+
+def _labelled_rows(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows that have a label as float64 `[N, C]` and int64 `[N]`."""
+    log_probs, labels = log_probs.reshape(-1, log_probs.shape[-1]), labels.reshape(-1)
+    labelled = labels >= 0
+    if not labelled.any():
+        raise StillroomError(
+            f"metrics: none of {len(labels)} rows has a label; expected at least one; score a labelled split"
+        )
+    log_probs = log_probs[labelled].double()
+    if log_probs.isnan().any():
+        row = int(labelled.nonzero()[:, 0][log_probs.isnan().any(dim=1)][0])
+        raise StillroomError(
+            f"metrics: row {row} has the log-probability nan; expected numbers up to 0; look for an overflow upstream"
+        )
+    return log_probs, labels[labelled].long()
