@@ -1,0 +1,12 @@
+"""Many teachers into one target. A strategy is a frozen dataclass; its options are its recipe keys."""
+
+from collections.abc import Callable
+
+from pipeline.fusion.base import FusedTargets, Fusion
+from pipeline.fusion.mean import Mean
+from pipeline.fusion.vote import Vote
+from pipeline.fusion.weighted import Weighted
+
+FUSIONS: dict[str, Callable[..., Fusion]] = {"mean": Mean, "weighted": Weighted, "vote": Vote}
+
+__all__ = ["FUSIONS", "FusedTargets", "Fusion", "Mean", "Vote", "Weighted"]
