@@ -1,0 +1,25 @@
+"""Stores: what teachers and fusions said about every row, in Zarr, committed block by block and verified on reading."""
+
+from pipeline.store.codecs import CODECS, Codec, measure_error
+from pipeline.store.fill import Computed, Filled, StoreWriter, fill
+from pipeline.store.layout import ArraySpec, Block, Layout
+from pipeline.store.reader import Store, TargetStore, TeacherStore, open_targets, open_teacher, temperature_array
+
+__all__ = [
+    "CODECS",
+    "ArraySpec",
+    "Block",
+    "Codec",
+    "Computed",
+    "Filled",
+    "Layout",
+    "Store",
+    "StoreWriter",
+    "TargetStore",
+    "TeacherStore",
+    "fill",
+    "measure_error",
+    "open_targets",
+    "open_teacher",
+    "temperature_array",
+]

@@ -1,0 +1,141 @@
+"""What lies where in a store: splits, arrays, blocks, and the Zarr metadata they make.
+
+A block is n rows of one view: one Zarr chunk of every array, computed, written and committed together. Unsharded
+chunks of 4-8 MB of the largest array: sharding would cost 1.3-3.2 times in writing and buy nothing at these counts.
+"""
+
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+from zarr.codecs import Crc32cCodec
+
+TARGET_BYTES = 6 << 20
+MIN_ROWS, MAX_ROWS = 256, 16384
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One array of every split: `[V, N, *tail]` when it belongs to rows, `[N, *tail]` when it belongs to samples."""
+
+    tail: tuple[int, ...]
+    dtype: str
+    per_view: bool = True
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes of one row."""
+        return int(np.prod(self.tail, dtype=np.int64)) * np.dtype(self.dtype).itemsize
+
+    @property
+    def fill_value(self) -> float:
+        """What a chunk that was never written would read as, were reading it not an error: NaN, or 0."""
+        return float("nan") if np.issubdtype(np.dtype(self.dtype), np.floating) else 0
+
+
+# What every store says about its rows, whoever answered on them.
+ROW_ARRAYS: Mapping[str, ArraySpec] = {
+    "row_digest": ArraySpec((), "uint64"),
+    "labels": ArraySpec((), "int32", per_view=False),
+    "sample_ids": ArraySpec((), "int64", per_view=False),
+}
+
+
+@dataclass(frozen=True)
+class Block:
+    """Rows `start` to `stop` of one view of one split; `index` is the chunk's place along the samples."""
+
+    split: str
+    view: int
+    index: int
+    start: int
+    stop: int
+
+    @property
+    def key(self) -> str:
+        """The name of its commit record."""
+        return f"{self.split}-{self.view}-{self.index}"
+
+    @property
+    def positions(self) -> np.ndarray:
+        """Its rows' positions within the split: int64 [n]."""
+        return np.arange(self.start, self.stop)
+
+    def __len__(self) -> int:
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The shape of a store: `splits` maps a name to (V, N), `arrays` a path ("features/penultimate") to a spec."""
+
+    splits: Mapping[str, tuple[int, int]]
+    arrays: Mapping[str, ArraySpec]
+
+    @property
+    def block_rows(self) -> int:
+        """Rows of a block: a power of two so that the largest array's chunk has 4-8 MB, within 256 to 16,384."""
+        largest = max(spec.row_bytes for spec in self.arrays.values())
+        exponent = int(np.log2(max(1, TARGET_BYTES * 4 / 3 / largest)))
+        return int(np.clip(2**exponent, MIN_ROWS, MAX_ROWS))
+
+    @property
+    def blocks(self) -> list[Block]:
+        """Every block, in the order they are filled."""
+        return list(self._blocks())
+
+    def _blocks(self) -> Iterator[Block]:
+        size = self.block_rows
+        for split, (views, samples) in self.splits.items():
+            for view in range(views):
+                for index, start in enumerate(range(0, samples, size)):
+                    yield Block(split, view, index, start, min(samples, start + size))
+
+    @property
+    def rows(self) -> int:
+        """Rows of the whole store."""
+        return sum(views * samples for views, samples in self.splits.values())
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of all arrays, before any compression."""
+        return sum(
+            spec.row_bytes * samples * (views if spec.per_view else 1)
+            for views, samples in self.splits.values()
+            for spec in self.arrays.values()
+        )
+
+    def arrays_of(self, block: Block) -> dict[str, ArraySpec]:
+        """Return the arrays a block has a chunk of: those of samples are written with view 0."""
+        return {name: spec for name, spec in self.arrays.items() if spec.per_view or block.view == 0}
+
+    def chunk_path(self, block: Block, name: str) -> str:
+        """Return where a block's chunk of an array lies, relative to the store."""
+        spec = self.arrays[name]
+        place = [block.view, block.index] if spec.per_view else [block.index]
+        return "/".join([block.split, name, "c", *map(str, place), *("0" for _ in spec.tail)])
+
+    def metadata(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
+        """Return every `zarr.json` of the store by relative path, as Zarr writes them."""
+        with tempfile.TemporaryDirectory() as scratch:
+            root = zarr.open_group(scratch, mode="w", zarr_format=3, attributes=dict(attributes))
+            for split, (views, samples) in self.splits.items():
+                group = root.create_group(split)
+                for name, spec in self.arrays.items():
+                    shape = (views, samples, *spec.tail) if spec.per_view else (samples, *spec.tail)
+                    rows = min(self.block_rows, samples)
+                    group.create_array(
+                        name,
+                        shape=shape,
+                        chunks=(1, rows, *spec.tail) if spec.per_view else (rows, *spec.tail),
+                        dtype=spec.dtype,
+                        fill_value=spec.fill_value,
+                        compressors=[Crc32cCodec()],
+                        config={"write_empty_chunks": True},
+                    )
+            folder = Path(scratch)
+            return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("zarr.json"))}
