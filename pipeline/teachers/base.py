@@ -1,0 +1,52 @@
+"""What the dump asks of a teacher, and how its answers are checked."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pipeline.errors import StillroomError
+
+
+@dataclass(frozen=True, eq=False)
+class Answers:
+    """What a teacher says about a batch: `logits` float32 [B, C], `features` float32 [B, D] by layer."""
+
+    logits: Tensor
+    features: Mapping[str, Tensor] = field(default_factory=dict)
+
+
+class Teacher(Protocol):
+    """A trained model that answers on rows."""
+
+    @property
+    def feature_widths(self) -> Mapping[str, int]:
+        """D of each layer it gives features of."""
+        ...
+
+    def predict(self, inputs: Tensor) -> Answers:
+        """Return the answers on inputs: float32 [B, C, H, W] -> Answers on the CPU or the inputs' device."""
+        ...
+
+    def save(self, folder: Path) -> list[str]:
+        """Write the weights and return the names of the files written. No pickle."""
+        ...
+
+
+def check_answers(answers: Answers, num_classes: int, where: str) -> None:
+    """Raise StillroomError unless the logits are finite and of `num_classes` classes."""
+    if answers.logits.shape[-1] != num_classes:
+        raise StillroomError(
+            f"{where}: answered with {answers.logits.shape[-1]} classes; expected {num_classes}, those of the data; "
+            f"build it with num_classes={num_classes}"
+        )
+    for name, values in {"logits": answers.logits, **answers.features}.items():
+        bad = ~torch.isfinite(values).flatten(1).all(1)
+        if bad.any():
+            raise StillroomError(
+                f"{where}: {int(bad.sum())} of {len(bad)} rows have NaN or infinite {name} (first: row "
+                f"{int(bad.nonzero()[0])}); expected finite numbers; check the teacher's weights and inputs"
+            )

@@ -1,0 +1,72 @@
+"""scikit-learn estimators as teachers: fitted on flattened pixels of a few views, answers through `predict_proba`.
+
+Their logits are log-probabilities floored at PROBABILITY_FLOOR: a forest says exactly 0 to classes no tree voted for,
+and log 0 would let one teacher veto a class for all. Saved with skops: no pickle is ever read.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.errors import StillroomError
+from pipeline.teachers.base import Answers
+from pipeline.views import Replayer
+
+ESTIMATOR = "estimator.skops"
+PROBABILITY_FLOOR = 1e-4
+
+
+class SklearnTeacher:
+    """An estimator that answers with log-probabilities, its columns scattered to the data set's classes."""
+
+    def __init__(self, estimator: Any, num_classes: int):
+        self.estimator, self.num_classes = estimator, num_classes
+        self.feature_widths: Mapping[str, int] = {}
+
+    def predict(self, inputs: Tensor) -> Answers:
+        """Return log-probabilities as logits: float32 [B, C, H, W] -> Answers without features."""
+        known = self.estimator.predict_proba(inputs.flatten(1).cpu().numpy())
+        probs = np.zeros((len(inputs), self.num_classes), np.float32)
+        probs[:, np.asarray(self.estimator.classes_, np.int64)] = known
+        return Answers(torch.from_numpy(probs).clamp_(min=PROBABILITY_FLOOR).log_())
+
+    def save(self, folder: Path) -> list[str]:
+        """Write `estimator.skops`."""
+        import skops.io
+
+        folder.mkdir(parents=True, exist_ok=True)
+        skops.io.dump(self.estimator, folder / ESTIMATOR)
+        return [ESTIMATOR]
+
+
+def fit_sklearn(estimator: Any, replayer: Replayer, *, views: Sequence[int], seed: int) -> Any:
+    """Return the estimator fitted on the labelled train rows of these views (unmixed ones).
+
+    `random_state` and `n_jobs` are set where the estimator has them and the recipe left them alone.
+    """
+    known = estimator.get_params()
+    automatic = {"random_state": seed & 0x7FFFFFFF, "n_jobs": -1}
+    estimator.set_params(**{key: value for key, value in automatic.items() if key in known and known[key] is None})
+    positions = replayer.plan.splits["train"].labelled
+    batches = [replayer.batch("train", view, positions) for view in views]
+    inputs = torch.cat([batch.inputs for batch in batches]).flatten(1).cpu().numpy()
+    labels = torch.cat([batch.labels for batch in batches]).cpu().numpy()
+    return estimator.fit(inputs, labels)
+
+
+def load_sklearn(path: Path, *, package: str) -> Any:
+    """Return the estimator of a skops file, trusting the types of the package that the recipe names and no other."""
+    import skops.io
+
+    try:
+        unknown = skops.io.get_untrusted_types(file=path)
+        foreign = [name for name in unknown if name.split(".")[0] not in (package, "sklearn")]
+        if foreign:
+            raise StillroomError(f"{path}: holds objects of types {foreign}; expected only {package}'s; retrain it")
+        return skops.io.load(path, trusted=unknown)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StillroomError(f"{path}: found no usable estimator ({error}); expected a skops file; retrain") from error

@@ -1,0 +1,65 @@
+"""Torch modules as teachers: trained on labelled rows with cross-entropy, weights in safetensors."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.models.taps import FeatureTap, feature_widths
+from pipeline.models.weights import save_weights
+from pipeline.teachers.base import Answers
+from pipeline.train import Evaluate, Fitted, Schedule, fit, label_loss
+from pipeline.views import ViewLoader
+
+WEIGHTS = "weights.safetensors"
+
+
+class TorchTeacher:
+    """A module that answers in evaluation mode, with the features of the layers asked for."""
+
+    def __init__(self, model: nn.Module, layers: Sequence[str], in_shape: tuple[int, int, int], *, precision: str):
+        self.model = model.eval()
+        self.feature_widths: Mapping[str, int] = feature_widths(model, layers, in_shape) if layers else {}
+        self._tap = FeatureTap(model, layers)
+        self._precision = precision
+
+    @torch.inference_mode()
+    def predict(self, inputs: Tensor) -> Answers:
+        """Return logits and pooled features: float32 [B, C, H, W] -> Answers, float32."""
+        with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
+            logits, features = self._tap(inputs)
+        return Answers(logits.float(), {name: values.float() for name, values in features.items()})
+
+    def save(self, folder: Path) -> list[str]:
+        """Write `weights.safetensors`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        save_weights(self.model, folder / WEIGHTS)
+        return [WEIGHTS]
+
+
+def fit_torch(
+    model: nn.Module,
+    loader: ViewLoader,
+    *,
+    evaluate: Evaluate,
+    schedule: Schedule,
+    seed: int,
+    where: str,
+    precision: str,
+    checkpoint: Path,
+    on_step: Callable[[int], None],
+) -> Fitted:
+    """Train a module on the labelled rows of a loader; resumes from the checkpoint."""
+    return fit(
+        model,
+        loader,
+        label_loss,
+        evaluate=evaluate,
+        schedule=schedule,
+        seed=seed,
+        where=where,
+        precision=precision,
+        checkpoint=checkpoint,
+        on_step=on_step,
+    )
