@@ -1,0 +1,57 @@
+# make distill is the main job, make test the tests. RECIPE= STUDENT= FUSION= SET= select; see README.md.
+RECIPE ?= fashion
+PYTHON ?= python3
+VENV := .venv
+RUN := $(VENV)/bin/python -m stages
+SETS := $(foreach word,$(SET),--set '$(word)')
+STAGES := data teachers logits
+
+.DEFAULT_GOAL := help
+.PHONY: help setup lint format test test-slow bench verify status report fuse distill clean $(STAGES)
+
+help: ## List the targets.
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
+
+setup: $(VENV)/.done ## Make .venv; nothing to do while pyproject.toml stays the same.
+
+$(VENV)/.done: pyproject.toml
+	test -x $(VENV)/bin/python || $(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -c 'import sys; sys.exit(sys.version_info < (3, 12) and "error: Python %d.%d; expected 3.12 or newer; run make setup PYTHON=python3.12" % sys.version_info[:2])'
+	$(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	touch $@
+
+$(STAGES): setup ## (data, teachers, logits) Run a stage and whatever it needs.
+	@$(RUN) $@ $(RECIPE) $(SETS)
+
+fuse: setup ## Fuse teacher stores into target stores; FUSION= picks one.
+	@$(RUN) fuse $(RECIPE) $(if $(FUSION),--fusion $(FUSION)) $(SETS)
+
+distill: setup ## The main job: students, baselines and the report; STUDENT= and FUSION= pick one.
+	@$(RUN) distill $(RECIPE) $(if $(STUDENT),--student $(STUDENT)) $(if $(FUSION),--fusion $(FUSION)) $(SETS)
+
+report: setup ## Write the report of what is finished.
+	@$(RUN) report $(RECIPE) $(SETS)
+
+verify: setup ## Read every byte of every store; STORE= picks one.
+	@$(RUN) verify $(or $(STORE),data)
+
+status: setup ## Say what exists, its size, what is stale.
+	@$(RUN) status $(RECIPE) $(SETS)
+
+lint: setup ## Check style and types.
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/mypy
+
+format: setup ## Mend style.
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+test: setup ## Run the tests on both cores.
+	$(VENV)/bin/python -m pytest -n 2
+
+test-slow: setup ## Run the tests that take minutes.
+	$(VENV)/bin/python -m pytest -m slow
+
+bench: setup ## Print performance ratios, each of two things run in turn.
+	@$(VENV)/bin/python -m tests.bench $(RECIPE)

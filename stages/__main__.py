@@ -1,0 +1,245 @@
+"""The command line. Each command imports its stage when it runs, so that --help needs no torch."""
+
+import errno
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from stages.workspace import Workspace
+
+app = typer.Typer(
+    name="stillroom",
+    help="Run teachers once, keep what they know in verified Zarr stores, fuse them, train any number of students.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or the path of a .toml.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override, e.g. student.tiny.width=32.")
+]
+DataDir = Annotated[Path, typer.Option("--data-dir", help="Where everything a run makes lies.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
+Student = Annotated[str | None, typer.Option("--student", help="Only this student of the recipe.")]
+Fusion = Annotated[str | None, typer.Option("--fusion", help="This fusion of the recipe.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
+DATA = Path("data")
+
+
+def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path) -> "Workspace":
+    from rich.console import Console
+
+    from stages.memory import keep_freed_memory
+    from stages.recipe import load_recipe
+    from stages.workspace import Workspace
+
+    keep_freed_memory()
+    return Workspace(load_recipe(recipe, overrides or []), data_dir, Console())
+
+
+def _guarded(work: Callable[[], int | None], debug: bool) -> None:
+    """Run a command; whatever a user can cause becomes one line and exit code 1."""
+    from pipeline.errors import StillroomError
+
+    try:
+        code = work()
+    except KeyboardInterrupt:
+        print("interrupted: finished blocks and checkpoints are kept; run the same command to go on", file=sys.stderr)
+        raise SystemExit(130) from None
+    except StillroomError as error:
+        if debug:
+            raise
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        raise SystemExit(1) from None
+    except OSError as error:
+        if debug:
+            raise
+        print(f"error: {_os_error(error)}", file=sys.stderr)
+        raise SystemExit(1) from None
+    raise SystemExit(code or 0)
+
+
+def _os_error(error: OSError) -> str:
+    """Return an operating system's error as where: found; expected; what to do."""
+    where = error.filename or "data folder"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"{where}: no space left; expected room to write; free some and run again, finished blocks are kept"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"{where}: no permission to write; expected a folder of yours; change it or pass --data-dir"
+    return f"{where}: {error.strerror or error}; expected to read or write it; see --debug"
+
+
+@app.command(epilog="Example: stillroom data fashion")
+def data(
+    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+) -> None:
+    """Fetch the data set, check its hashes, lay down the view plan."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import data as stage
+
+        stage.run(ws)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom teachers fashion --set teacher.resnet.epochs=20")
+def teachers(
+    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+) -> None:
+    """Train the teachers that aren't there."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import teachers as stage
+
+        stage.run(ws)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom logits fashion")
+def logits(
+    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+) -> None:
+    """Let each teacher answer once on every row, into its store."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import logits as stage
+
+        stage.run(ws)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom fuse fashion --fusion mean")
+def fuse(
+    recipe: RecipeName = "fashion",
+    fusion: Fusion = None,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Fuse teacher stores into target stores and show the league table."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import fuse as stage
+
+        stage.run(ws, fusion)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom distill fashion --student tiny --set student.tiny.width=64")
+def distill(
+    recipe: RecipeName = "fashion",
+    student: Student = None,
+    fusion: Fusion = None,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Train students and their baselines from the stores, then write the report."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import distill as stage
+        from stages import report as reporting
+
+        stage.run(ws, student=student, fusion=fusion)
+        reporting.run(ws)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom report fashion")
+def report(
+    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+) -> None:
+    """Write results.json and one self-contained page from what is finished."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import report as stage
+
+        stage.run(ws)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom verify data/targets/weighted-0123456789ab --replay")
+def verify(
+    path: Annotated[Path, typer.Argument(help="A store, or a folder of stores.")],
+    replay: Annotated[bool, typer.Option("--replay", help="Also replay every row and ask the teacher again.")] = False,
+    as_json: Json = False,
+    recipe: Annotated[str, typer.Option("--recipe", help="The recipe that made it, for --replay.")] = "fashion",
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Read every byte of a store: exit 0 sound, 1 unsound (one line a fault), 2 not a store."""
+
+    def work() -> int:
+        from stages import verify as stage
+
+        ws = _workspace(recipe, sets, data_dir) if replay else None
+        return stage.run(path, ws=ws, as_json=as_json)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom status fashion --json")
+def status(
+    recipe: RecipeName = "fashion",
+    as_json: Json = False,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Say what exists, its size, what is stale, and what is still to be made."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import status as stage
+
+        stage.run(ws, as_json=as_json)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom gc fashion smoke --yes")
+def gc(
+    recipes: Annotated[list[str], typer.Argument(metavar="RECIPE...", help="Recipes whose artefacts stay.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Delete; without it only say what would go.")] = False,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Delete artefacts that none of the named recipes refers to."""
+
+    def work() -> None:
+        workspaces = [_workspace(recipe, None, data_dir) for recipe in recipes]
+        from stages import gc as stage
+
+        stage.run(workspaces, delete=yes)
+
+    _guarded(work, debug)
+
+
+def main() -> None:
+    """Run the command line; a recipe may name modules beside the folder it is called from."""
+    sys.path.insert(0, str(Path.cwd()))
+    app()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""What pydantic cannot see in a recipe: names that must exist, options that must fit. Returns every fault at once."""
+
+import dataclasses
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from pipeline.errors import StillroomError, near_names
+from stages.recipe import FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
+
+
+def cross_faults(recipe: Recipe) -> list[str]:
+    """Return the faults of a recipe whose every key has the right type."""
+    return [*_data(recipe), *_views(recipe), *_names(recipe), *_models(recipe), *_fusions(recipe), *_students(recipe)]
+
+
+def _data(recipe: Recipe) -> Iterator[str]:
+    if (recipe.data.name is None) == (recipe.data.folder is None):
+        found = "both" if recipe.data.name else "neither"
+        yield f"data: found {found} of name and folder; expected exactly one; name a data set or a folder of pictures"
+    if recipe.data.name is not None:
+        from pipeline.datasets import catalog_names
+
+        yield from _unknown("data.name", "data set", recipe.data.name, catalog_names())
+
+
+def _views(recipe: Recipe) -> Iterator[str]:
+    from pipeline.views import parse_mix, parse_transforms
+
+    yield from _raised(lambda: parse_transforms(recipe.views.transforms))
+    if recipe.views.mix is not None:
+        mix = recipe.views.mix
+        yield from _raised(lambda: parse_mix(mix, recipe.views.count))
+
+
+def _names(recipe: Recipe) -> Iterator[str]:
+    for kind in ("teacher", "fusion", "student"):
+        counts = Counter(entry.name for entry in getattr(recipe, kind))
+        for name, count in counts.items():
+            if count > 1:
+                yield f"{kind}.{name}: found {count} of that name; expected each name once; rename one"
+
+
+def _models(recipe: Recipe) -> Iterator[str]:
+    from pipeline.models import check_model
+
+    entries: list[tuple[str, TeacherEntry | StudentEntry]] = [("teacher", entry) for entry in recipe.teacher]
+    entries += [("student", entry) for entry in recipe.student]
+    for kind, entry in entries:
+        where = f"{kind}.{entry.name}"
+        mistyped = {key: _own_key(entry, key) for key in entry.options}
+        yield from (
+            f"{where}: unknown key {key!r}; expected {own!r}; correct it" for key, own in mistyped.items() if own
+        )
+        yield from check_model(entry.model, {k: v for k, v in entry.options.items() if not mistyped[k]}, where)
+
+
+def _own_key(entry: Named, key: str) -> str | None:
+    """Return the entry's own key that an option looks like a mistyping of, None for an option of the model."""
+    import difflib
+
+    close = difflib.get_close_matches(key, type(entry).model_fields, n=1, cutoff=0.8)
+    return close[0] if close else None
+
+
+def _fusions(recipe: Recipe) -> Iterator[str]:
+    from pipeline.fusion import FUSIONS
+    from pipeline.store import CODECS
+
+    teachers = [entry.name for entry in recipe.teacher]
+    yield from _unknown("logits.codec", "codec", recipe.logits.codec, CODECS)
+    for entry in recipe.fusion:
+        where = f"fusion.{entry.name}"
+        yield from _unknown(f"{where}.codec", "codec", entry.codec, CODECS)
+        for teacher in entry.teachers or []:
+            yield from _unknown(f"{where}.teachers", "teacher", teacher, teachers)
+        if entry.strategy not in FUSIONS:
+            yield from _unknown(f"{where}.strategy", "strategy", entry.strategy, FUSIONS)
+        else:
+            yield from _fusion_options(entry, where, FUSIONS[entry.strategy])
+
+
+def _fusion_options(entry: FusionEntry, where: str, strategy: Callable[..., Any]) -> Iterator[str]:
+    known = [field.name for field in dataclasses.fields(strategy) if field.init]  # type: ignore[arg-type]
+    wrong = [key for key in entry.options if key not in known]
+    for key in wrong:
+        near = near_names(key, [*known, *type(entry).model_fields])
+        yield f"{where}: unknown key {key!r}; expected a key of {entry.strategy!r}; {near}"
+    if not wrong:
+        yield from (f"{where}: {fault}" for fault in _raised(lambda: strategy(**entry.options)))
+
+
+def _students(recipe: Recipe) -> Iterator[str]:
+    from pipeline.losses import ALPHAS, SOFT_LOSSES
+
+    fusions = {entry.name: entry for entry in recipe.fusion}
+    for entry in recipe.student:
+        where, loss = f"student.{entry.name}", entry.loss
+        yield from _unknown(f"{where}.fusion", "fusion", entry.fusion, fusions)
+        yield from _unknown(f"{where}.loss.kind", "loss", loss.kind, SOFT_LOSSES)
+        if isinstance(loss.alpha, str):
+            yield from _unknown(f"{where}.loss.alpha", "rule for alpha", loss.alpha, ALPHAS)
+        if len(set(entry.seeds)) < len(entry.seeds):
+            yield f"{where}.seeds: found {entry.seeds}; expected each seed once; remove the repeated"
+        fusion = fusions.get(entry.fusion)
+        if fusion is not None and loss.temperature not in fusion.temperatures:
+            yield (
+                f"{where}.loss.temperature: found {loss.temperature:g}; expected one of fusion {fusion.name!r}, "
+                f"{fusion.temperatures}; add it to fusion.{fusion.name}.temperatures, for a mixture softened later "
+                f"is another mixture"
+            )
+
+
+def _unknown(where: str, kind: str, found: str, known: Mapping[str, Any] | Any) -> Iterator[str]:
+    if found not in known:
+        yield f"{where}: unknown {kind} {found!r}; expected a known one; {near_names(found, known)}"
+
+
+def _raised(check: Callable[[], Any]) -> Iterator[str]:
+    try:
+        check()
+    except StillroomError as error:
+        yield str(error)

@@ -1,0 +1,58 @@
+"""fuse: teacher stores become target stores, without a teacher; each target is scored as a classifier first."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from pipeline import fuse
+from pipeline.fusion import FUSIONS
+from pipeline.lineage import require_manifest
+from pipeline.store import open_teacher
+from stages import logits
+from stages.recipe import FusionEntry
+from stages.show import human_seconds, progress
+from stages.workspace import Workspace
+
+
+def run(ws: Workspace, only: str | None = None) -> None:
+    """Fuse every target store of the recipe (or one) that isn't there, and show the league table."""
+    logits.run(ws)
+    entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
+    for entry in entries:
+        ensure(ws, entry)
+    ws.console.print(league_table(ws, entries))
+
+
+def ensure(ws: Workspace, entry: FusionEntry) -> Path:
+    """Return the folder of a finished target store. Its teacher stores must be there."""
+    folder = ws.target_folder(entry)
+    if ws.is_finished(folder):
+        ws.say("fuse", f"{entry.name}: found in {folder.name}")
+        return folder
+    names = ws.fused_teachers(entry)
+    stores = [open_teacher(ws.teacher_store_folder(ws.recipe.find("teacher", name))) for name in names]
+    writer = fuse.open_writer(folder, entry.name, ws.target_config(entry), stores)
+    with progress(ws.console, f"fuse {entry.name}", writer.layout.rows) as bar:
+        filled = fuse.fuse_stores(stores, FUSIONS[entry.strategy](**entry.options), writer, on_block=bar.by)
+    ws.done.append(str(folder))
+    ws.say("fuse", f"{entry.name}: {len(names)} teachers, {filled.rows:,} rows in {human_seconds(filled.seconds)}")
+    return folder
+
+
+def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:
+    """Return teachers and fused targets as classifiers, on calibration and test rows."""
+    table = Table(title="League table", title_justify="left")
+    for column in ("", "cal. accuracy", "cal. NLL", "cal. ECE", "test accuracy", "test NLL", "test ECE"):
+        table.add_column(column, justify="left" if not column else "right")
+    for teacher in ws.recipe.teacher:
+        scores = ws.teacher_store_scores(teacher.name)
+        table.add_row(f"teacher {teacher.name}", *_cells(scores))
+    for fusion in fusions:
+        manifest = require_manifest(ws.target_folder(fusion), "target store", make_with="stillroom fuse")
+        table.add_row(f"fusion {fusion.name}", *_cells(manifest.details["scores"]))
+    return table
+
+
+def _cells(scores: dict[str, dict[str, float]]) -> list[str]:
+    return [f"{scores[split][key]:.4f}" for split in ("calibration", "test") for key in ("accuracy", "nll", "ece")]

@@ -1,0 +1,26 @@
+"""gc: delete artefacts that none of the recipes named refers to. Says what would go; deletes when told to."""
+
+import shutil
+from collections.abc import Sequence
+
+from stages import status
+from stages.show import human_bytes
+from stages.workspace import Workspace
+
+
+def run(workspaces: Sequence[Workspace], *, delete: bool) -> None:
+    """Print, or delete, what is not reachable from the recipes."""
+    kept = {folder.resolve() for ws in workspaces for _, _, folder in status.wanted(ws)}
+    root, console = workspaces[0].root, workspaces[0].console
+    total = 0
+    for kind in status.KINDS:
+        for folder in sorted(path for path in (root / kind).glob("*-*") if path.is_dir()):
+            if folder.resolve() in kept:
+                continue
+            size = status.describe(kind, folder.name, folder)["bytes"]
+            total += size
+            console.print(f"{'deleted' if delete else 'would delete'} {folder} ({human_bytes(size)})", soft_wrap=True)
+            if delete:
+                shutil.rmtree(folder)
+    hint = "" if delete or not total else "; add --yes to delete"
+    console.print(f"{human_bytes(total)} {'freed' if delete else 'to free'}{hint}")

@@ -1,0 +1,129 @@
+"""teachers: train each on the labelled rows, or find it finished."""
+
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from pipeline.calibration import fit_temperature
+from pipeline.errors import StillroomError
+from pipeline.lineage import Manifest, file_digest, read_manifest, write_cost
+from pipeline.metrics import classification_metrics
+from pipeline.models import build_model, count_parameters, is_estimator
+from pipeline.models.weights import load_weights
+from pipeline.teachers import SklearnTeacher, Teacher, TorchTeacher, fit_sklearn, fit_torch
+from pipeline.teachers.sklearn import ESTIMATOR, load_sklearn
+from pipeline.teachers.torch import WEIGHTS
+from pipeline.train import Fitted, Schedule, prepare, seeded
+from pipeline.views import ViewLoader
+from stages import data
+from stages.recipe import TeacherEntry
+from stages.show import progress, quick_scores
+from stages.workspace import Workspace
+
+
+def run(ws: Workspace) -> None:
+    """Train every teacher that isn't there."""
+    data.run(ws)
+    for entry in ws.recipe.teacher:
+        ensure(ws, entry)
+
+
+def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
+    """Return the folder of a finished teacher, training it if need be."""
+    folder = ws.teacher_folder(entry)
+    manifest = read_manifest(folder)
+    if manifest is None:
+        started = time.perf_counter()
+        details = _train(ws, entry, folder)
+        write_cost(folder, {"seconds": time.perf_counter() - started})
+        manifest = _seal(ws, entry, folder, details)
+        ws.done.append(str(folder))
+    scores = manifest.metrics["calibration"]
+    ws.say("teachers", f"{entry.name}: calibration accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
+    return folder
+
+
+def _train(ws: Workspace, entry: TeacherEntry, folder: Path) -> dict[str, Any]:
+    model = _build(ws, entry)
+    if is_estimator(model):
+        plain = [view for view in range(ws.plan.count) if not ws.plan.is_mixed("train", view)] or [0]
+        with progress(ws.console, f"fit {entry.name}", None):
+            estimator = fit_sklearn(model, ws.replayer, views=plain[: entry.fit_views], seed=entry.seed)
+        SklearnTeacher(estimator, len(ws.classes)).save(folder)
+        return {"parameters": None, "history": []}
+    fitted = _train_torch(ws, entry, prepare(model, ws.device), folder)
+    return {"parameters": count_parameters(model), "history": fitted.history, "best_step": fitted.best_step}
+
+
+def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, folder: Path) -> Fitted:
+    positions = ws.plan.splits["train"].labelled
+    steps, epoch = ws.steps(entry, len(positions))
+    schedule = Schedule(
+        steps, max(epoch, steps // 50), entry.lr, entry.weight_decay, entry.warmup, entry.clip, entry.patience
+    )
+    loader = ViewLoader(ws.replayer, "train", batch_size=entry.batch_size, seed=entry.seed, positions=positions)
+    checkpoint = folder / "checkpoint.pt"
+    with progress(ws.console, f"train {entry.name}", steps) as bar:
+        fitted = fit_torch(
+            model,
+            loader,
+            evaluate=lambda model: quick_scores(model, ws.held_out("calibration"), ws.precision(entry)),
+            schedule=schedule,
+            seed=entry.seed,
+            where=f"teacher.{entry.name}",
+            precision=ws.precision(entry),
+            checkpoint=checkpoint,
+            on_step=bar.to,
+        )
+    TorchTeacher(model, [], ws.dataset.shape, precision=ws.precision(entry)).save(folder)
+    checkpoint.unlink(missing_ok=True)
+    return fitted
+
+
+def _build(ws: Workspace, entry: TeacherEntry) -> Any:
+    build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape)
+    return seeded(lambda: build(where=f"teacher.{entry.name}", **entry.options), entry.seed)
+
+
+def _seal(ws: Workspace, entry: TeacherEntry, folder: Path, details: dict[str, Any]) -> Manifest:
+    teacher = load(ws, entry, layers=[])
+    outputs = [teacher.predict(batch.inputs).logits.cpu() for batch in ws.held_out("calibration")]
+    logits, labels = torch.cat(outputs), torch.from_numpy(ws.plan.splits["calibration"].labels)
+    if logits.shape[-1] != len(ws.classes):
+        raise StillroomError(
+            f"teacher.{entry.name}: answers with {logits.shape[-1]} classes; expected {len(ws.classes)}; "
+            f"build it with num_classes={len(ws.classes)}"
+        )
+    manifest = Manifest(
+        kind="teacher",
+        name=entry.name,
+        config=ws.teacher_config(entry),
+        digests={name: file_digest(folder / name) for name in (WEIGHTS, ESTIMATOR) if (folder / name).exists()},
+        metrics={
+            "calibration": classification_metrics(logits.log_softmax(-1), labels),
+            "temperature": fit_temperature(logits, labels),
+        },
+        details=details,
+    )
+    manifest.write(folder)
+    return manifest
+
+
+def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str]) -> Teacher:
+    """Return a trained teacher from its folder. Raises StillroomError when its weights aren't those it sealed."""
+    folder = ws.teacher_folder(entry)
+    manifest = read_manifest(folder)
+    for name, wanted in (manifest.digests if manifest else {}).items():
+        if not (folder / name).exists() or file_digest(folder / name) != wanted:
+            raise StillroomError(
+                f"{folder / name}: missing or other bytes than its manifest says; expected sha256 {wanted[:12]}; "
+                f"delete {folder} and run 'stillroom teachers' again"
+            )
+    if (folder / ESTIMATOR).exists():
+        package = entry.model.partition(":")[0].split(".")[0]
+        return SklearnTeacher(load_sklearn(folder / ESTIMATOR, package=package), len(ws.classes))
+    model = prepare(load_weights(_build(ws, entry), folder / WEIGHTS), ws.device)
+    return TorchTeacher(model, layers, ws.dataset.shape, precision=ws.precision(entry))

@@ -1,0 +1,76 @@
+"""verify: read every byte of a store, or of every store below a folder, and name each fault."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+
+from pipeline.errors import StillroomError
+from pipeline.lineage import read_manifest
+from pipeline.loader import open_replayer
+from pipeline.store import Store, open_targets, open_teacher
+from pipeline.store.verify import Fault, is_store, verify
+from stages import teachers
+from stages.workspace import Workspace
+
+SAME = 0.9999  # cosine of a teacher's stored and repeated logits; fp16 alone leaves more than 0.999999
+REPEATED = 256  # rows a teacher is asked again
+
+
+def run(path: Path, *, ws: Workspace | None, as_json: bool) -> int:
+    """Print the faults of the stores at a path and return 0 sound, 1 unsound, 2 not a store."""
+    stores = [path] if is_store(path) else sorted(folder for folder in path.glob("**/") if is_store(folder))
+    faults = [fault for store in stores for fault in _faults(store, ws)]
+    code = 2 if not stores else int(bool(faults))
+    if as_json:
+        print(json.dumps({"stores": [str(s) for s in stores], "faults": [vars(f) for f in faults], "exit": code}))
+    elif not stores:
+        print(f"{path}: not a store")
+    else:
+        for fault in faults:
+            print(fault)
+        print(f"{len(stores)} store{'s' * (len(stores) != 1)}, {len(faults)} fault{'s' * (len(faults) != 1)}")
+    return code
+
+
+def _faults(folder: Path, ws: Workspace | None) -> list[Fault]:
+    faults = verify(folder)
+    if faults or ws is None:
+        return faults
+    manifest = read_manifest(folder)
+    assert manifest is not None
+    store = open_teacher(folder) if manifest.kind == "teacher store" else open_targets(folder)
+    try:
+        open_replayer(store, ws.dataset, check_rows=None)
+        if manifest.kind == "teacher store":
+            _ask_again(ws, store)
+    except StillroomError as error:
+        return [Fault(str(folder), "row_digest", "replay", str(error))]
+    return []
+
+
+def _ask_again(ws: Workspace, store: Store) -> None:
+    """Raise StillroomError unless the teacher repeats what it said on a sample of rows."""
+    entries = [e for e in ws.recipe.teacher if ws.teacher_store_folder(e).resolve() == store.folder.resolve()]
+    if not entries:
+        raise StillroomError(
+            f"{store.folder}: recipe {ws.recipe.name!r} has no such store; expected the recipe it was made by; "
+            f"name it with --recipe (and --set)"
+        )
+    if not ws.is_finished(ws.teacher_folder(entries[0])):
+        raise StillroomError(f"{store.folder}: its teacher's weights are gone; --replay expects them; leave it out")
+    teacher = teachers.load(ws, entries[0], layers=[])
+    plan, teacher_store = store.plan(), open_teacher(store.folder)
+    for split in plan.splits:
+        for view in range(plan.views(split)):
+            size = len(plan.splits[split])
+            rows = np.arange(0, size, max(1, size // REPEATED))
+            said = teacher_store.logits(split, view)[rows].double()
+            again = teacher.predict(ws.replayer.batch(split, view, rows).inputs).logits.cpu().double()
+            centred = again - again.amax(-1, keepdim=True)
+            cosine = (said * centred).sum(-1) / (said.norm(dim=-1) * centred.norm(dim=-1)).clamp(min=1e-12)
+            if cosine.min() < SAME:
+                raise StillroomError(
+                    f"{store.folder}: logits of {split} view {view} row {rows[int(cosine.argmin())]}: cosine "
+                    f"{cosine.min():.4f} with the teacher's answer now; expected >= {SAME}; dump it again"
+                )

@@ -1,0 +1,214 @@
+"""Where a recipe's artefacts lie and what each is made from. Fingerprints follow from the recipe and the data alone,
+
+so a stage knows what is finished without opening the stages before it: distill needs no teacher, only its stores.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from pipeline import dump, fuse
+from pipeline.datasets import ImageDataset, open_dataset
+from pipeline.errors import StillroomError
+from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest
+from pipeline.views import Batch, Replayer, ViewPlan, make_splits, parse_mix, parse_transforms
+from stages.recipe import FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
+
+STANDARDISED_OVER = 10_000  # train pictures that mean and std are taken over
+
+
+class Workspace:
+    """A recipe, the data folder it works in, and the machine it works on."""
+
+    def __init__(self, recipe: Recipe, root: Path, console: Console):
+        self.recipe, self.root, self.console = recipe, root, console
+        self.teacher_forwards = 0  # rows that teachers answered on in this process
+        self.done: list[str] = []  # what this process made, as opposed to found
+
+    def say(self, stage: str, text: str) -> None:
+        """Print one line about a stage."""
+        self.console.print(f"[bold]{stage:<9}[/] {text}", highlight=False, soft_wrap=True)
+
+    # -- the machine ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The first GPU, or the CPU."""
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+    def precision(self, entry: Training) -> str:
+        """Return fp32 or bf16: `auto` is bf16 on a GPU; on a CPU small convolutions are slower in it."""
+        return ("bf16" if self.device.type == "cuda" else "fp32") if entry.precision == "auto" else entry.precision
+
+    # -- data and views ---------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> ImageDataset:
+        """The data set, fetched if need be."""
+        data = self.recipe.data
+        return open_dataset(
+            str(data.name or Path(str(data.folder)).expanduser()) if data.name else _folder(str(data.folder)),
+            self.root / "raw",
+            size=data.size,
+            channels=data.channels,
+            memory_budget=int(data.memory_gb * 2**30),
+        )
+
+    @cached_property
+    def plan(self) -> ViewPlan:
+        """The view plan of the recipe."""
+        data, views, dataset = self.recipe.data, self.recipe.views, self.dataset
+        splits = make_splits(
+            dataset.labels,
+            dataset.official_test,
+            calibration=data.calibration,
+            test=data.test,
+            labelled=data.labelled,
+            max_train=data.max_train,
+            max_test=data.max_test,
+            seed=self.recipe.seed,
+        )
+        mean, std = _standardisation(dataset, splits["train"].ids)
+        return ViewPlan(
+            dataset=dataset.fingerprint,
+            splits=splits,
+            count=views.count,
+            transforms=parse_transforms(views.transforms),
+            mix=None if views.mix is None else parse_mix(views.mix, views.count),
+            seed=self.recipe.seed,
+            mean=mean,
+            std=std,
+        )
+
+    @cached_property
+    def replayer(self) -> Replayer:
+        """Rows of the plan, on the device."""
+        return Replayer(self.plan, self.dataset, device=self.device)
+
+    def held_out(self, split: str, batch_size: int = 1000) -> list[Batch]:
+        """Return a held-out split as batches, made once."""
+        if split not in self._held_out:
+            order = np.arange(len(self.plan.splits[split]))
+            cuts = np.array_split(order, max(1, -(-len(order) // batch_size)))
+            self._held_out[split] = [self.replayer.batch(split, 0, rows) for rows in cuts]
+        return self._held_out[split]
+
+    @cached_property
+    def _held_out(self) -> dict[str, list[Batch]]:
+        return {}
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of the last axis."""
+        return self.dataset.classes
+
+    # -- what each artefact is made from ----------------------------------------------------------------------------
+
+    def teacher_config(self, entry: TeacherEntry) -> dict[str, Any]:
+        """Return what a teacher is made from."""
+        made_from = {"stage": "teachers", "version": 1, "plan": self.plan.fingerprint, "seed": entry.seed}
+        return {**made_from, "classes": list(self.classes), "training": training_config(entry)}
+
+    def teacher_folder(self, entry: TeacherEntry) -> Path:
+        """Return where a teacher's weights lie."""
+        return artefact_folder(self.root / "teachers", entry.name, self.teacher_config(entry))
+
+    def teacher_store_config(self, entry: TeacherEntry) -> dict[str, Any]:
+        """Return what a teacher store is made from."""
+        logits = self.recipe.logits
+        return dump.teacher_store_config(
+            fingerprint(self.teacher_config(entry)),
+            self.plan,
+            classes=self.classes,
+            features=logits.features,
+            codec=logits.codec,
+            precision=entry.precision,
+        )
+
+    def teacher_store_folder(self, entry: TeacherEntry) -> Path:
+        """Return where a teacher store lies."""
+        return artefact_folder(self.root / "logits", entry.name, self.teacher_store_config(entry))
+
+    def target_config(self, fusion: FusionEntry) -> dict[str, Any]:
+        """Return what a target store is made from."""
+        teachers = [self.recipe.find("teacher", name) for name in self.fused_teachers(fusion)]
+        return fuse.target_store_config(
+            {entry.name: fingerprint(self.teacher_store_config(entry)) for entry in teachers},
+            self.plan.fingerprint,
+            strategy=fusion.strategy,
+            options=fusion.options,
+            temperatures=fusion.temperatures,
+            calibrate=fusion.calibrate,
+            codec=fusion.codec,
+        )
+
+    def fused_teachers(self, fusion: FusionEntry) -> list[str]:
+        """Return the names of the teachers of a fusion, all by default."""
+        return fusion.teachers or [entry.name for entry in self.recipe.teacher]
+
+    def target_folder(self, fusion: FusionEntry) -> Path:
+        """Return where a target store lies."""
+        return artefact_folder(self.root / "targets", fusion.name, self.target_config(fusion))
+
+    def student_config(
+        self, entry: StudentEntry, seed: int, target: Mapping[str, Any] | None, loss: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Return what a student is made from: `target` is the config of its target store, None for labels alone."""
+        return {
+            "stage": "distill",
+            "version": 1,
+            "plan": self.plan.fingerprint,
+            "classes": list(self.classes),
+            "training": training_config(entry),
+            "seed": seed,
+            "target": None if target is None else fingerprint(target),
+            "loss": dict(loss),
+        }
+
+    # -- helpers ----------------------------------------------------------------------------------------------------
+
+    def steps(self, entry: Training, rows: int) -> tuple[int, int]:
+        """Return (steps of the whole run, steps of an epoch) when an epoch has this many rows."""
+        epoch = max(1, -(-rows // entry.batch_size))
+        return max(1, round(entry.epochs * epoch)), epoch
+
+    def is_finished(self, folder: Path) -> bool:
+        """Whether an artefact is there and whole."""
+        return read_manifest(folder) is not None
+
+    def best_teacher(self, names: Sequence[str]) -> str:
+        """Return the teacher with the lowest calibrated NLL on calibration rows, from the finished stores."""
+        return min(names, key=lambda name: self.teacher_store_scores(name)["calibration"]["calibrated_nll"])
+
+    def teacher_store_scores(self, name: str) -> dict[str, Any]:
+        """Return a teacher's figures on held-out rows, as its store's manifest holds them."""
+        folder = self.teacher_store_folder(self.recipe.find("teacher", name))
+        return require_manifest(folder, "teacher store", make_with="stillroom logits").details["scores"]
+
+
+def _folder(text: str) -> str:
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise StillroomError(
+            f"data.folder: found no folder {text!r}; expected one of pictures, a class a folder; make it"
+        )
+    return str(folder.resolve())
+
+
+def _standardisation(dataset: ImageDataset, ids: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each channel over evenly spaced train pictures, in [0, 1]."""
+    chosen = ids[:: max(1, len(ids) // STANDARDISED_OVER)][:STANDARDISED_OVER]
+    total = torch.zeros(dataset.shape[0], dtype=torch.float64)
+    squares, count = torch.zeros_like(total), 0
+    for rows in np.array_split(chosen, max(1, len(chosen) // 1000)):
+        pixels = dataset.read(rows).double() / 255
+        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
+        count += pixels.numel() // pixels.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())
