@@ -1,0 +1,211 @@
+"""make bench: ratios of two things run in turn in one process, never an absolute time; peak memory of each stage.
+
+Each line is the median of the ratios of neighbouring runs, with the smallest and largest beside it.
+"""
+
+import itertools
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+
+from pipeline import dump
+from pipeline.fusion import FUSIONS
+from pipeline.loader import TargetLoader
+from pipeline.losses import distillation_loss
+from pipeline.models import build_model
+from pipeline.store import CODECS, Block, open_targets, open_teacher
+from pipeline.train import Run, Schedule, label_loss, prepare
+from pipeline.views import Batch, ViewLoader
+from stages import fuse, logits, teachers
+from stages.memory import keep_freed_memory
+from stages.recipe import StudentEntry, TeacherEntry, load_recipe
+from stages.workspace import Workspace
+
+REPEATS = 7
+
+
+def seconds(work: Callable[[], object]) -> float:
+    """Return how long one call took."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def compare(
+    name: str, a: Callable[[], object], b: Callable[[], object], note: str = "", repeats: int = REPEATS
+) -> float:
+    """Print a ÷ b, run in turn, and return the median."""
+    a(), b()
+    ratios = [seconds(a) / seconds(b) for _ in range(repeats)]
+    middle = statistics.median(ratios)
+    print(
+        f"{name:<68} {middle:6.2f}  ({min(ratios):.2f} to {max(ratios):.2f}){'  ' + note if note else ''}", flush=True
+    )
+    return middle
+
+
+def student_run(ws: Workspace, entry: StudentEntry, loss: Callable[..., object]) -> Run:
+    """Return a fresh student, ready to step."""
+    model = build_model(entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape, **entry.options)
+    schedule = Schedule(10**9, 10**9)
+    return Run(prepare(model, ws.device), loss, schedule, seed=0, precision=ws.precision(entry), where="bench")  # type: ignore[arg-type]
+
+
+def epoch(run: Run, batches: Iterator[Batch]) -> None:
+    """Step through batches."""
+    run.model.train()
+    for batch in batches:
+        run.step(batch)
+
+
+def student_ratios(ws: Workspace, entry: StudentEntry) -> None:
+    """Student epoch from targets against hard labels, and against teachers in the loop."""
+    fusion = ws.recipe.find("fusion", entry.fusion)
+    targets = open_targets(fuse.ensure(ws, fusion))
+    temperature = entry.loss.temperature
+    from_store = TargetLoader(
+        targets, ws.dataset, batch_size=entry.batch_size, temperature=temperature, device=ws.device
+    )
+    streamed = TargetLoader(
+        targets, ws.dataset, batch_size=entry.batch_size, temperature=temperature, device=ws.device, memory_budget=0
+    )
+    labels_only = ViewLoader(ws.replayer, "train", batch_size=entry.batch_size, seed=0)
+
+    def from_targets(outputs: torch.Tensor, batch: Batch) -> object:
+        assert batch.target_log_probs is not None
+        return distillation_loss(
+            outputs, batch.target_log_probs, batch.labels, batch.partner_labels, batch.mix,
+            kind=entry.loss.kind, temperature=temperature, alpha=entry.loss.alpha,
+        )  # fmt: skip
+
+    hard, soft = student_run(ws, entry, label_loss), student_run(ws, entry, from_targets)
+    name = f"student {entry.name!r} ({entry.model})"
+    compare(
+        f"{name}: epoch from targets ÷ epoch on hard labels",
+        lambda: epoch(soft, iter(from_store)),
+        lambda: epoch(hard, iter(labels_only)),
+        "goal <= 1.03",
+    )
+    compare(
+        f"{name}: epoch streamed ÷ epoch in memory",
+        lambda: epoch(soft, iter(streamed)),
+        lambda: epoch(soft, iter(from_store)),
+    )
+
+    stores = [open_teacher(ws.teacher_store_folder(teacher)) for teacher in ws.recipe.teacher]
+    models = [teachers.load(ws, teacher, layers=[]) for teacher in ws.recipe.teacher]
+    fitted = FUSIONS[fusion.strategy](**fusion.options).fit(
+        fuse_outputs(stores, fusion.calibrate), torch.from_numpy(ws.plan.splits["calibration"].labels)
+    )
+
+    def online(batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            answers = [
+                m.predict(batch.inputs).logits / s.manifest.details["temperature"]
+                for m, s in zip(models, stores, strict=True)
+            ]
+            fused = fitted.fuse(torch.stack(answers), temperature=temperature)
+            yield Batch(**{**vars(batch), "target_log_probs": fused.log_probs})
+
+    few = 12
+    slow, fast = student_run(ws, entry, from_targets), student_run(ws, entry, from_targets)
+    ours = lambda: epoch(fast, itertools.islice(iter(from_store), few))  # noqa: E731
+    theirs = lambda: epoch(slow, online(itertools.islice(iter(labels_only), few)))  # noqa: E731
+    batch = next(iter(labels_only))
+    forward = sum(min(seconds(lambda m=m: m.predict(batch.inputs)) for _ in range(5)) for m in models) * few
+    alone = min(seconds(ours) for _ in range(5))
+    compare(
+        f"{name}: teachers in the loop ÷ ours",
+        theirs,
+        ours,
+        f"limit from forward costs {(forward + alone) / alone:.0f}",
+    )
+
+
+def fuse_outputs(stores: list, calibrate: bool) -> torch.Tensor:
+    """Return all teachers' calibration logits."""
+    from pipeline.fuse import calibration_outputs
+
+    return calibration_outputs(stores, "calibration", calibrate)
+
+
+def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:
+    """Dump (replay, forward, encode, checksum, fsync, commit) against the bare forward passes on the same rows."""
+    layers, size, codec = ws.recipe.logits.features, ws.recipe.logits.batch_size, CODECS[ws.recipe.logits.codec]
+    teacher = teachers.load(ws, entry, layers=layers)
+    layout = dump.teacher_layout(ws.plan, len(ws.classes), teacher.feature_widths, ws.recipe.logits.codec)
+    rows = min(16 * size, len(ws.plan.splits["train"]), layout.block_rows)
+    block = Block("train", 0, 0, 0, rows)
+    batches = [ws.replayer.batch("train", 0, np.arange(at, min(at + size, rows))) for at in range(0, rows, size)]
+    with tempfile.TemporaryDirectory(dir=ws.root) as scratch:
+        writer = dump.open_writer(Path(scratch), entry.name, ws.teacher_store_config(entry), ws.plan, layout)
+        writer.prepare()
+
+        def whole() -> None:
+            writer.commit(block, dump.answer(teacher, ws.replayer, block, codec=codec, batch_size=size, layout=layout))
+
+        def bare() -> None:
+            for batch in batches:
+                teacher.predict(batch.inputs)
+
+        compare(f"teacher {entry.name!r}: dump ÷ bare forward passes", whole, bare, "goal <= 1.05 (convolutional)")
+
+
+def memory_ratio(ws: Workspace, entry: TeacherEntry) -> None:
+    """What keeping freed memory buys a convolutional teacher."""
+    teacher = teachers.load(ws, entry, layers=[])
+    inputs = ws.replayer.batch("train", 0, np.arange(min(256, len(ws.plan.splits["train"])))).inputs
+
+    def forward(keep: bool) -> Callable[[], None]:
+        def work() -> None:
+            keep_freed_memory(keep)
+            for _ in range(4):
+                teacher.predict(inputs)
+
+        return work
+
+    compare(f"teacher {entry.name!r}: forward, glibc's defaults ÷ freed memory kept", forward(False), forward(True))
+    keep_freed_memory()
+
+
+def peak_memory() -> None:
+    """Run each stage of the small recipe in a process of its own and print the most memory it held."""
+    raw = (Path("data") / "raw").resolve()
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "raw").symlink_to(raw)
+        for stage in ("data", "teachers", "logits", "fuse", "distill", "report"):
+            command = [sys.executable, "-m", "stages", stage, "smoke", "--data-dir", scratch]
+            with open(os.devnull, "w") as silent:
+                child = os.posix_spawn(
+                    sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, silent.fileno(), 1)]
+                )
+                _, status, usage = os.wait4(child, 0)
+            print(
+                f"peak memory, smoke, {stage:<44} {usage.ru_maxrss / 1024:8.0f} MiB" + (" (failed)" if status else ""),
+                flush=True,
+            )
+
+
+def main() -> None:
+    """Print everything."""
+    keep_freed_memory()
+    ws = Workspace(load_recipe(sys.argv[1] if len(sys.argv) > 1 else "fashion"), Path("data"), Console(quiet=True))
+    logits.run(ws)
+    for entry in ws.recipe.student[:2]:
+        student_ratios(ws, entry)
+    for teacher in ws.recipe.teacher:
+        dump_ratio(ws, teacher)
+    memory_ratio(ws, ws.recipe.teacher[0])
+    peak_memory()
+
+
+if __name__ == "__main__":
+    main()
