@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.answers import Answers, Teacher, check_answers
 from pipeline.calibration import fit_temperature
 from pipeline.lineage import fingerprint
 from pipeline.metrics import classification_metrics
@@ -16,7 +17,6 @@ from pipeline.store import CODECS, ArraySpec, Block, Computed, Filled, Layout, S
 from pipeline.store.codecs import Codec
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
-from pipeline.teachers.base import Answers, Teacher, check_answers
 from pipeline.views import Replayer, ViewPlan
 
 VERSION = 1  # of what the dump writes for the same teacher and plan
@@ -105,17 +105,22 @@ def answer(
 ) -> Computed:
     """Return a teacher's answers on a block, encoded, with the codec's error and the seconds of the forward passes."""
     parts: list[Answers] = []
-    forward = 0.0
-    for start in range(block.start, block.stop, batch_size):
-        batch = replayer.batch(block.split, block.view, np.arange(start, min(start + batch_size, block.stop)))
+    forward, size = 0.0, teacher.rows_at_once or batch_size
+    for start in range(block.start, block.stop, size):
+        batch = replayer.batch(block.split, block.view, np.arange(start, min(start + size, block.stop)))
         begun = time.perf_counter()
         parts.append(teacher.predict(batch.inputs))
         forward += time.perf_counter() - begun
     num_classes = layout.arrays["logits"].tail[-1]
     joined = _join(parts)
-    check_answers(joined, num_classes, f"teacher on {block.split} view {block.view} rows {block.start}-{block.stop}")
+    features = {layer: values.half() for layer, values in joined.features.items()}  # checked so: fp16 ends at 65504
+    check_answers(
+        Answers(joined.logits, features),
+        num_classes,
+        f"teacher on {block.split} view {block.view} rows {block.start}-{block.stop}",
+    )
     arrays = {"logits": codec.encode(joined.logits), **row_arrays(replayer, block)}
-    arrays |= {f"features/{layer}": values.half().cpu().numpy() for layer, values in joined.features.items()}
+    arrays |= {f"features/{layer}": values.cpu().numpy() for layer, values in features.items()}
     error = measure_error(codec, joined.logits[:MEASURED_ROWS])
     return Computed(arrays, error, {"forward_seconds": forward})
 

@@ -87,8 +87,13 @@ class Manifest:
 
 
 def artefact_folder(root: Path, name: str, config: Mapping[str, Any]) -> Path:
-    """Return where the artefact with this name and config lies: `<root>/<name>-<12 hex digits>`."""
-    return root / f"{name}-{fingerprint(config)[:12]}"
+    """Return where the artefact with this config lies: `<root>/<name>-<12 hex digits>`.
+
+    One that is there under another name is the same artefact: a name is not what it is made from.
+    """
+    mark = fingerprint(config)[:12]
+    folder = root / f"{name}-{mark}"
+    return folder if folder.exists() else next(iter(sorted(root.glob(f"*-{mark}"))), folder)
 
 
 def read_manifest(folder: Path) -> Manifest | None:
@@ -108,7 +113,11 @@ def read_manifest(folder: Path) -> Manifest | None:
     if body["format"] != FORMAT:
         raise StillroomError(f"{path}: format {body['format']!r}; expected {FORMAT}; rebuild it with this release")
     seal, stated = body.pop("seal"), body.get("fingerprint")
-    if seal != fingerprint(body) or stated != fingerprint(body["config"]):
+    try:
+        is_whole = seal == fingerprint(body) and stated == fingerprint(body["config"])
+    except ValueError:  # NaN or infinity: no manifest was written with it
+        is_whole = False
+    if not is_whole:
         raise StillroomError(f"{path}: its seal does not fit its content; it was edited or damaged; delete the folder")
     body.pop("fingerprint")
     return Manifest(**body)
@@ -132,14 +141,28 @@ def check_fresh(manifest: Manifest, wanted: Mapping[str, Any], where: Path) -> N
         raise StaleStoreError(f"{where}: made from another {', '.join(differing)}; rebuild it from what is wanted now")
 
 
+class _Nothing:
+    """What a missing key holds, as opposed to None."""
+
+    def __repr__(self) -> str:
+        return "nothing"
+
+
+_NOTHING = _Nothing()
+
+
 def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
     """Return the dotted names of the fields in which two JSON values differ, each with both values."""
     if isinstance(found, Mapping) and isinstance(wanted, Mapping):
         keys = sorted(found.keys() | wanted.keys())
         return [
-            line for key in keys for line in differences(found.get(key), wanted.get(key), f"{path}.{key}".lstrip("."))
+            line
+            for key in keys
+            for line in differences(found.get(key, _NOTHING), wanted.get(key, _NOTHING), f"{path}.{key}".lstrip("."))
         ]
-    return [] if found == wanted else [f"{path} (found {_short(found)}; expected {_short(wanted)})"]
+    if _NOTHING not in (found, wanted) and canonical_json(found) == canonical_json(wanted):
+        return []  # by their JSON, as fingerprints see them: to Python 1 is 1.0 is True
+    return [f"{path} (found {_short(found)}; expected {_short(wanted)})"]
 
 
 def _short(value: Any) -> str:
@@ -158,6 +181,7 @@ def write_cost(folder: Path, cost: Mapping[str, Any]) -> None:
 def read_cost(folder: Path) -> dict[str, Any]:
     """Return what the artefact has cost so far, {} when nobody wrote it down."""
     try:
-        return json.loads((folder / COST).read_bytes())
+        cost = json.loads((folder / COST).read_bytes())
     except (FileNotFoundError, ValueError):
         return {}
+    return cost if isinstance(cost, dict) else {}

@@ -4,6 +4,7 @@ Everything that varies comes as an argument (loader, loss, evaluation), everythi
 so a run that was killed goes on mid-epoch with the very next batch and ends with the same weights.
 """
 
+import hashlib
 import io
 import math
 import time
@@ -128,17 +129,22 @@ class Run:
         progress = self.progress
         train = {f"train_{name}": (total / self._cases).item() for name, total in self._sums.items()}
         self._sums, self._cases = {}, 0
-        if not all(map(math.isfinite, train.values())):
-            raise StillroomError(
-                f"{self.where}: loss is {train['train_loss']} at step {progress.step}; expected a finite number; "
-                f"lower lr (now {self.schedule.lr:g}) or set clip"
-            )
+        self._check_finite(train)
         measured = evaluate(self.model)
+        self._check_finite({"nll": measured["nll"]})
         progress.history.append({"step": progress.step, **train, **measured})
         progress.stale += 1
         if measured["nll"] < progress.best_nll:
             progress.best_nll, progress.best_step, progress.stale = measured["nll"], progress.step, 0
             self.best = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+
+    def _check_finite(self, figures: Mapping[str, float]) -> None:
+        for name, value in figures.items():
+            if not math.isfinite(value):
+                raise StillroomError(
+                    f"{self.where}: {name.removeprefix('train_')} is {value} at step {self.progress.step}; expected a "
+                    f"finite number; lower lr (now {self.schedule.lr:g}) or set clip"
+                )
 
     @property
     def is_finished(self) -> bool:
@@ -159,21 +165,26 @@ class Run:
             "loader": loader.state_dict(),
         }
         torch.save(state, buffer)
-        write_durably(path, buffer.getvalue())
+        write_durably(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
     def load(self, path: Path, loader: Loader) -> None:
         """Go on from a checkpoint. Raises StillroomError when the file is damaged."""
         try:
-            state = torch.load(path, weights_only=True, map_location=self.device)
+            written = path.read_bytes()
+            digest, content = written[:32], written[32:]
+            if hashlib.sha256(content).digest() != digest:  # torch.load takes flipped bits for weights
+                raise ValueError("its bytes are not those that were written")
+            state = torch.load(io.BytesIO(content), weights_only=True, map_location=self.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-        except (RuntimeError, EOFError, KeyError, ValueError, OSError) as error:
+            self.best, self._sums, self._cases = state["best"], state["sums"], state["cases"]
+            self.progress = Progress(**state["progress"])
+            loader.load_state_dict(state["loader"])
+        except (RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise StillroomError(
-                f"{path}: found no usable checkpoint ({error}); expected one of this run; delete it to start over"
+                f"{path}: found no usable checkpoint ({reason}); expected one of this run; delete it to start over"
             ) from error
-        self.best, self._sums, self._cases = state["best"], state["sums"], state["cases"]
-        self.progress = Progress(**state["progress"])
-        loader.load_state_dict(state["loader"])
 
 
 def _decay_groups(model: nn.Module, weight_decay: float) -> list[dict[str, Any]]:

@@ -27,12 +27,12 @@ Overrides = Annotated[
 DataDir = Annotated[Path, typer.Option("--data-dir", help="Where everything a run makes lies.")]
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Student = Annotated[str | None, typer.Option("--student", help="Only this student of the recipe.")]
-Fusion = Annotated[str | None, typer.Option("--fusion", help="This fusion of the recipe.")]
+Fusion = Annotated[str | None, typer.Option("--fusion", help="This fusion of the recipe only.")]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DATA = Path("data")
 
 
-def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path) -> "Workspace":
+def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path, *, fusion: str | None = None) -> "Workspace":
     from rich.console import Console
 
     from stages.memory import keep_freed_memory
@@ -40,7 +40,7 @@ def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path) -> "Wor
     from stages.workspace import Workspace
 
     keep_freed_memory()
-    return Workspace(load_recipe(recipe, overrides or []), data_dir, Console())
+    return Workspace(load_recipe(recipe, overrides or [], fusion=fusion), data_dir, Console())
 
 
 def _guarded(work: Callable[[], int | None], debug: bool) -> None:
@@ -152,11 +152,11 @@ def distill(
     """Train students and their baselines from the stores, then write the report."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = _workspace(recipe, sets, data_dir, fusion=fusion)
         from stages import distill as stage
         from stages import report as reporting
 
-        stage.run(ws, student=student, fusion=fusion)
+        stage.run(ws, student=student)
         reporting.run(ws)
 
     _guarded(work, debug)

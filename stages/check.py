@@ -42,17 +42,36 @@ def _names(recipe: Recipe) -> Iterator[str]:
 
 
 def _models(recipe: Recipe) -> Iterator[str]:
+    for entry in recipe.student:
+        yield from _model_faults("student", entry)
+    for teacher in recipe.teacher:
+        if not _is_imported(teacher):
+            yield from _model_faults("teacher", teacher)
+
+
+def check_imported_teachers(recipe: Recipe) -> None:
+    """Raise StillroomError with every fault of the teachers named by import path.
+
+    Asked only when a teacher is needed: what a student streams from must not depend on a teacher's code being there.
+    """
+    faults = [fault for entry in recipe.teacher if _is_imported(entry) for fault in _model_faults("teacher", entry)]
+    if faults:
+        raise StillroomError("\n".join(f"{recipe.name}: {fault}" for fault in faults))
+
+
+def _is_imported(entry: TeacherEntry) -> bool:
+    return ":" in entry.model and not entry.model.startswith("torchvision:")
+
+
+def _model_faults(kind: str, entry: TeacherEntry | StudentEntry) -> Iterator[str]:
     from pipeline.models import check_model
 
-    entries: list[tuple[str, TeacherEntry | StudentEntry]] = [("teacher", entry) for entry in recipe.teacher]
-    entries += [("student", entry) for entry in recipe.student]
-    for kind, entry in entries:
-        where = f"{kind}.{entry.name}"
-        mistyped = {key: _own_key(entry, key) for key in entry.options}
-        yield from (
-            f"{where}: unknown key {key!r}; expected {own!r}; correct it" for key, own in mistyped.items() if own
-        )
-        yield from check_model(entry.model, {k: v for k, v in entry.options.items() if not mistyped[k]}, where)
+    where = f"{kind}.{entry.name}"
+    mistyped = {key: _own_key(entry, key) for key in entry.options}
+    for key, own in mistyped.items():
+        if own:
+            yield f"{where}: unknown key {key!r}; expected {own!r}; correct it"
+    yield from check_model(entry.model, {k: v for k, v in entry.options.items() if not mistyped[k]}, where)
 
 
 def _own_key(entry: Named, key: str) -> str | None:

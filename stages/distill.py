@@ -20,7 +20,7 @@ from pipeline.models.weights import save_weights
 from pipeline.store import TargetStore, open_targets
 from pipeline.train import Fitted, Loader, Loss, Schedule, fit, label_loss, predict, prepare, seeded
 from pipeline.views import Batch, ViewLoader
-from stages import data, fuse, logits
+from stages import fuse
 from stages.recipe import FusionEntry, StudentEntry
 from stages.show import progress, quick_scores
 from stages.workspace import Workspace
@@ -49,15 +49,10 @@ class Run:
         return dict(LABELS_ONLY) if self.fusion is None else self.entry.loss.model_dump()
 
 
-def run(ws: Workspace, *, student: str | None = None, fusion: str | None = None) -> None:
+def run(ws: Workspace, *, student: str | None = None) -> None:
     """Train every student and baseline that isn't there; teachers run only if a store is missing."""
-    data.run(ws)
-    for teacher in ws.recipe.teacher:
-        logits.ensure(ws, teacher)
+    fuse.ensure_teacher_stores(ws)
     entries: list[StudentEntry] = [ws.recipe.find("student", student)] if student else ws.recipe.student
-    if fusion:
-        ws.recipe.find("fusion", fusion)
-        entries = [entry.model_copy(update={"fusion": fusion}) for entry in entries]
     jobs = [job for entry in entries for job in runs(ws, entry)]
     _ensure_targets(ws, jobs)
     forwards = ws.teacher_forwards
@@ -196,9 +191,7 @@ def _seal(
         digests={name: file_digest(folder / name) for name in ("weights.safetensors", "answers.safetensors")},
         metrics=metrics,
         details={
-            "role": job.role,
             "seed": job.seed,
-            "fusion": None if job.fusion is None else job.fusion.name,
             "parameters": count_parameters(model),
             "history": fitted.history,
             "best_step": fitted.best_step,

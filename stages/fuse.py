@@ -8,20 +8,34 @@ from rich.table import Table
 from pipeline import fuse
 from pipeline.fusion import FUSIONS
 from pipeline.lineage import require_manifest
+from pipeline.report.numbers import span as as_span
 from pipeline.store import open_teacher
-from stages import logits
+from stages import data
 from stages.recipe import FusionEntry
-from stages.show import human_seconds, progress
+from stages.show import progress
 from stages.workspace import Workspace
 
 
 def run(ws: Workspace, only: str | None = None) -> None:
     """Fuse every target store of the recipe (or one) that isn't there, and show the league table."""
-    logits.run(ws)
+    ensure_teacher_stores(ws)
     entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
     for entry in entries:
         ensure(ws, entry)
     ws.console.print(league_table(ws, entries))
+
+
+def ensure_teacher_stores(ws: Workspace) -> None:
+    """Make the teacher stores that are missing. Only if one is missing is any code of a teacher imported."""
+    folders = {entry.name: ws.teacher_store_folder(entry) for entry in ws.recipe.teacher}
+    if not all(ws.is_finished(folder) for folder in folders.values()):
+        from stages import logits
+
+        logits.run(ws)
+        return
+    data.run(ws)
+    for name, folder in folders.items():
+        ws.say("logits", f"{name}: found in {folder.name}")
 
 
 def ensure(ws: Workspace, entry: FusionEntry) -> Path:
@@ -36,15 +50,16 @@ def ensure(ws: Workspace, entry: FusionEntry) -> Path:
     with progress(ws.console, f"fuse {entry.name}", writer.layout.rows) as bar:
         filled = fuse.fuse_stores(stores, FUSIONS[entry.strategy](**entry.options), writer, on_block=bar.by)
     ws.done.append(str(folder))
-    ws.say("fuse", f"{entry.name}: {len(names)} teachers, {filled.rows:,} rows in {human_seconds(filled.seconds)}")
+    ws.say("fuse", f"{entry.name}: {len(names)} teachers, {filled.rows:,} rows in {as_span(filled.seconds)}")
     return folder
 
 
 def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:
     """Return teachers and fused targets as classifiers, on calibration and test rows."""
-    table = Table(title="League table", title_justify="left")
-    for column in ("", "cal. accuracy", "cal. NLL", "cal. ECE", "test accuracy", "test NLL", "test ECE"):
-        table.add_column(column, justify="left" if not column else "right")
+    table = Table("", title="League table (accuracy, NLL, ECE)", title_justify="left")
+    for split in ("calibration", "test"):
+        for column in (split, "NLL", "ECE"):
+            table.add_column(column, justify="right", no_wrap=True)
     for teacher in ws.recipe.teacher:
         scores = ws.teacher_store_scores(teacher.name)
         table.add_row(f"teacher {teacher.name}", *_cells(scores))

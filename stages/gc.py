@@ -3,8 +3,8 @@
 import shutil
 from collections.abc import Sequence
 
+from pipeline.report.numbers import size as as_size
 from stages import status
-from stages.show import human_bytes
 from stages.workspace import Workspace
 
 
@@ -19,8 +19,8 @@ def run(workspaces: Sequence[Workspace], *, delete: bool) -> None:
                 continue
             size = status.describe(kind, folder.name, folder)["bytes"]
             total += size
-            console.print(f"{'deleted' if delete else 'would delete'} {folder} ({human_bytes(size)})", soft_wrap=True)
+            console.print(f"{'deleted' if delete else 'would delete'} {folder} ({as_size(size)})", soft_wrap=True)
             if delete:
                 shutil.rmtree(folder)
     hint = "" if delete or not total else "; add --yes to delete"
-    console.print(f"{human_bytes(total)} {'freed' if delete else 'to free'}{hint}")
+    console.print(f"{as_size(total)} {'freed' if delete else 'to free'}{hint}")

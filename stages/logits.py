@@ -7,17 +7,21 @@ import numpy as np
 
 from pipeline import dump
 from pipeline.lineage import read_manifest
+from pipeline.report.numbers import size as as_size
+from pipeline.report.numbers import span as as_span
 from pipeline.store import Layout
 from pipeline.teachers import Teacher
 from stages import data, teachers
+from stages.check import check_imported_teachers
 from stages.recipe import TeacherEntry
-from stages.show import human_bytes, human_seconds, progress
+from stages.show import progress
 from stages.workspace import Workspace
 
 
 def run(ws: Workspace) -> None:
     """Dump every teacher whose store isn't there."""
     data.run(ws)
+    check_imported_teachers(ws.recipe)
     for entry in ws.recipe.teacher:
         ensure(ws, entry)
 
@@ -44,13 +48,13 @@ def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
     ws.teacher_forwards += filled.rows
     ws.done.append(str(folder))
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    ws.say("logits", f"{entry.name}: {filled.rows:,} rows, {human_bytes(written)} in {human_seconds(filled.seconds)}")
+    ws.say("logits", f"{entry.name}: {filled.rows:,} rows, {as_size(written)} in {as_span(filled.seconds)}")
     return folder
 
 
 def _predict_cost(ws: Workspace, entry: TeacherEntry, teacher: Teacher, layout: Layout) -> None:
     """Say how large the store will be and how long it will take, from a short trial on real rows."""
-    size = min(ws.recipe.logits.batch_size, len(ws.plan.splits["train"]))
+    size = min(teacher.rows_at_once or ws.recipe.logits.batch_size, len(ws.plan.splits["train"]))
     rows = np.arange(size)
     teacher.predict(ws.replayer.batch("train", 0, rows).inputs)  # the first call also pays for start-up
     started = time.perf_counter()
@@ -59,6 +63,6 @@ def _predict_cost(ws: Workspace, entry: TeacherEntry, teacher: Teacher, layout: 
     block = sum(spec.row_bytes for spec in layout.arrays.values()) * layout.block_rows
     ws.say(
         "logits",
-        f"{entry.name}: {layout.rows:,} rows to dump; about {human_bytes(layout.num_bytes)}, "
-        f"{human_seconds(seconds)}, blocks of {human_bytes(block)} in memory",
+        f"{entry.name}: {layout.rows:,} rows to dump; about {as_size(layout.num_bytes)}, "
+        f"{as_span(seconds)}, blocks of {as_size(block)} in memory",
     )

@@ -150,8 +150,10 @@ def recipe_names() -> list[str]:
     return sorted(path.stem for path in SHIPPED.glob("*.toml"))
 
 
-def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, fusion: str | None = None) -> Recipe:
     """Return a shipped recipe by name, or one of your own by path, with `section.key=value` overrides applied.
+
+    `fusion` makes every student learn from that one.
 
     Raises: StillroomError that lists every fault with its place.
     """
@@ -167,6 +169,8 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = ()) -> Recipe:
         raise StillroomError(f"{path}: found no TOML; expected a recipe; {error}") from error
     for override in overrides:
         _override(document, override)
+    for student in document.get("student", []) if fusion else []:
+        student["fusion"] = fusion
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:

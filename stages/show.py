@@ -42,19 +42,3 @@ def quick_scores(model: nn.Module, batches: Sequence[Batch], precision: str) -> 
     labels = torch.cat([batch.labels for batch in batches]).cpu()
     nll = -log_probs.gather(1, labels[:, None]).mean().item()
     return {"nll": nll, "accuracy": (log_probs.argmax(1) == labels).double().mean().item()}
-
-
-def human_bytes(count: float) -> str:
-    """Return bytes with a unit: 48.0 MB."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if count < 1000:
-            return f"{count:.1f} {unit}" if unit != "B" else f"{count:.0f} B"
-        count /= 1000
-    return f"{count:.1f} TB"
-
-
-def human_seconds(seconds: float) -> str:
-    """Return a span with a unit: 3.2 s, 2 min 05 s."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{int(seconds // 60)} min {int(seconds % 60):02d} s"

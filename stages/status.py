@@ -8,8 +8,9 @@ from rich.table import Table
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import fingerprint, read_cost, read_manifest
+from pipeline.report.numbers import size as as_size
+from pipeline.report.numbers import span as as_span
 from stages import data, distill
-from stages.show import human_bytes, human_seconds
 from stages.workspace import Workspace
 
 KINDS = ("plans", "teachers", "logits", "targets", "students")
@@ -26,8 +27,8 @@ def run(ws: Workspace, *, as_json: bool) -> None:
         "kind", "name", "state", "size", "took", "path", title=f"Recipe {ws.recipe.name}", title_justify="left"
     )
     for row in rows:
-        took = human_seconds(row["seconds"]) if row["seconds"] else ""
-        size = human_bytes(row["bytes"]) if row["bytes"] else ""
+        took = as_span(row["seconds"]) if row["seconds"] else ""
+        size = as_size(row["bytes"]) if row["bytes"] else ""
         table.add_row(row["kind"], row["name"], row["state"], size, took, row["path"])
     ws.console.print(table)
     missing = [row for row in rows if row["state"] in ("missing", "unfinished")]

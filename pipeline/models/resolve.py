@@ -16,6 +16,7 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.errors import StillroomError, near_names, unknown_name
+from pipeline.models.trial import check_outputs
 from pipeline.models.zoo import MODELS
 
 SET_BY_STILLROOM = ("num_classes", "in_shape", "where")  # follow from the data set: never a model's own option
@@ -64,6 +65,8 @@ def build_model(
             f"{where}: {spec} returned a {type(model).__name__}; expected a torch.nn.Module, or a scikit-learn "
             "estimator with fit and predict_proba; return one of these"
         )
+    if isinstance(model, nn.Module):
+        check_outputs(model, num_classes=num_classes, in_shape=in_shape, where=where)
     return model
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StillroomError, unknown_name
+from pipeline.models.trial import in_eval_mode, zeros_for
 
 PENULTIMATE = "penultimate"  # what the classifier reads
 
@@ -71,15 +72,8 @@ def feature_widths(
     model: nn.Module, names: Sequence[str], in_shape: tuple[int, int, int], *, where: str = "features"
 ) -> dict[str, int]:
     """Return {name: D} from one forward pass of zeros [1, C, H, W] in eval mode; training flags stay as they were."""
-    training = [module for module in model.modules() if module.training]
-    some = next(model.parameters(), torch.empty(0))
-    model.eval()
-    try:
-        with FeatureTap(model, names, where=where) as tap, torch.no_grad():
-            _, features = tap(torch.zeros(1, *in_shape, device=some.device, dtype=some.dtype))
-    finally:
-        for module in training:  # one by one: a frozen batch norm inside a training model stays in eval mode
-            module.training = True
+    with in_eval_mode(model), FeatureTap(model, names, where=where) as tap, torch.no_grad():
+        _, features = tap(zeros_for(model, 1, in_shape))
     return {name: feature.shape[1] for name, feature in features.items()}
 
 

@@ -17,7 +17,15 @@ import numpy as np
 import zarr
 
 from pipeline.errors import StaleStoreError, StillroomError
-from pipeline.lineage import Manifest, canonical_json, read_manifest, sync_folder, write_cost, write_durably
+from pipeline.lineage import (
+    Manifest,
+    canonical_json,
+    check_fresh,
+    read_manifest,
+    sync_folder,
+    write_cost,
+    write_durably,
+)
 from pipeline.store.codecs import combine_errors
 from pipeline.store.layout import Block, Layout
 
@@ -147,13 +155,23 @@ def read_records(folder: Path, layout: Layout) -> dict[str, dict[str, Any]]:
     for block in layout.blocks:
         path = folder / RECORDS / f"{block.key}.json"
         try:
-            records[block.key] = json.loads(path.read_bytes())
-        except (OSError, ValueError) as error:
+            records[block.key] = _record_of(block, layout, path.read_bytes())
+        except (OSError, ValueError, RecursionError) as error:
             raise StillroomError(
                 f"{path}: found no readable commit record ({error}); expected one for {block.split} "
                 f"view {block.view} rows {block.start}-{block.stop}; delete the folder and rebuild the store"
             ) from error
     return records
+
+
+def _record_of(block: Block, layout: Layout, content: bytes) -> dict[str, Any]:
+    """Return a record as it was committed. Raises ValueError when it is not this block's."""
+    record = json.loads(content)
+    if not isinstance(record, dict) or record.get("block") != [block.split, block.view, block.start, block.stop]:
+        raise ValueError("it is not that block's")
+    if set(record.get("chunks", ())) != {layout.chunk_path(block, name) for name in layout.arrays_of(block)}:
+        raise ValueError("it lists other chunks")
+    return record
 
 
 def records_digest(records: Mapping[str, Any]) -> str:
@@ -173,8 +191,12 @@ def fill(
 
     `run` is anything with the contract of `map` (threads, ranks, Ray): blocks are independent and idempotent.
     `details()` is asked once, at the seal. Costs are added to the store's `cost.json`, also when interrupted.
+
+    Raises: StaleStoreError when the store in the folder was, or was being, made from something else.
     """
-    if store.is_sealed:
+    manifest = read_manifest(store.folder)
+    if manifest is not None:
+        check_fresh(manifest, store.config, store.folder)
         return Filled()
     store.prepare()
     missing, costs, started = store.missing(), dict[str, float](), time.perf_counter()

@@ -71,14 +71,20 @@ class Block:
 
 @dataclass(frozen=True)
 class Layout:
-    """The shape of a store: `splits` maps a name to (V, N), `arrays` a path ("features/penultimate") to a spec."""
+    """The shape of a store: `splits` maps a name to (V, N), `arrays` a path ("features/penultimate") to a spec.
+
+    `rows_per_block` is for stores that exist, which stay readable when another release would choose other blocks.
+    """
 
     splits: Mapping[str, tuple[int, int]]
     arrays: Mapping[str, ArraySpec]
+    rows_per_block: int | None = None
 
     @property
     def block_rows(self) -> int:
         """Rows of a block: a power of two so that the largest array's chunk has 4-8 MB, within 256 to 16,384."""
+        if self.rows_per_block is not None:
+            return self.rows_per_block
         largest = max(spec.row_bytes for spec in self.arrays.values())
         exponent = int(np.log2(max(1, TARGET_BYTES * 4 / 3 / largest)))
         return int(np.clip(2**exponent, MIN_ROWS, MAX_ROWS))

@@ -58,6 +58,8 @@ class Store:
 
     def read_block(self, block: Block, name: str) -> np.ndarray:
         """Return a block of an array: `[n, *tail]`, as stored. Raises CorruptBlockError."""
+        if not self.layout.arrays[name].per_view:
+            block = self.block(block.split, 0, block.index)  # whose record holds the chunks of samples
         path = self.layout.chunk_path(block, name)
         if path not in self._checked:
             fault = chunk_fault(self.folder / path, self.records[block.key]["chunks"][path])
@@ -174,6 +176,7 @@ def layout_of(manifest: Manifest) -> Layout:
     return Layout(
         {name: (views, samples) for name, (views, samples) in details["splits"].items()},
         {name: ArraySpec(tuple(a["tail"]), a["dtype"], a["per_view"]) for name, a in details["arrays"].items()},
+        details["block_rows"],
     )
 
 

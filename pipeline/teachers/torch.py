@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pipeline.answers import Answers
 from pipeline.models.taps import FeatureTap, feature_widths
 from pipeline.models.weights import save_weights
-from pipeline.teachers.base import Answers
 from pipeline.train import Evaluate, Fitted, Schedule, fit, label_loss
 from pipeline.views import ViewLoader
 
@@ -17,6 +17,8 @@ WEIGHTS = "weights.safetensors"
 
 class TorchTeacher:
     """A module that answers in evaluation mode, with the features of the layers asked for."""
+
+    rows_at_once: int | None = None
 
     def __init__(self, model: nn.Module, layers: Sequence[str], in_shape: tuple[int, int, int], *, precision: str):
         self.model = model.eval()

@@ -7,6 +7,7 @@ work on `[B, C, H, W]`. Change what `apply` or `parameters` computes and raise `
 
 import inspect
 import json
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, ClassVar, Protocol
@@ -156,6 +157,15 @@ def _boxes(parameters: Tensor, images: Tensor) -> Tensor:
     return (rows[:, :, None] & columns[:, None, :])[:, None]
 
 
+def _exact_mean(pixels: Tensor) -> Tensor:
+    """Return each picture's mean, summed in whole numbers: floats are added in an order that batch and threads change.
+
+    float32 [B, C, H, W] in [0, 1] -> float32 [B, 1, 1, 1].
+    """
+    total = (pixels.double() * 2**30).long().sum(dim=(1, 2, 3), keepdim=True)
+    return (total.double() / (2**30 * pixels[0].numel())).float()
+
+
 @dataclass(frozen=True)
 class Brightness:
     """Multiply by a factor of 1 ± `amount`, clamped to [0, 1]."""
@@ -184,7 +194,7 @@ class Contrast:
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         pixels = as_float(images)
-        mean = pixels.mean(dim=(1, 2, 3), keepdim=True)
+        mean = _exact_mean(pixels)
         return (mean + (pixels - mean) * _per_row(parameters[:, 0], images)).clamp(0, 1)
 
 
@@ -290,7 +300,7 @@ def _check_options(kind: str, options: Mapping[str, Any], build: Callable[..., A
             raise StillroomError(
                 f"{where}: {kind} found option {key!r}; expected only its own; {near_names(key, known)}"
             )
-        if isinstance(value, bool) or not isinstance(value, int | float) or value < 0:
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
             raise StillroomError(f"{where}.{key}: found {value!r}; expected a number of 0 or more; correct the recipe")
         if key.startswith(("probability", "max_share", "min_scale", "amount")) and value > 1:
             raise StillroomError(f"{where}.{key}: found {value!r}; expected at most 1; correct the recipe")

@@ -142,6 +142,7 @@ def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:
     layers, size, codec = ws.recipe.logits.features, ws.recipe.logits.batch_size, CODECS[ws.recipe.logits.codec]
     teacher = teachers.load(ws, entry, layers=layers)
     layout = dump.teacher_layout(ws.plan, len(ws.classes), teacher.feature_widths, ws.recipe.logits.codec)
+    size = teacher.rows_at_once or size
     rows = min(16 * size, len(ws.plan.splits["train"]), layout.block_rows)
     block = Block("train", 0, 0, 0, rows)
     batches = [ws.replayer.batch("train", 0, np.arange(at, min(at + size, rows))) for at in range(0, rows, size)]

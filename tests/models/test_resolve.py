@@ -25,8 +25,11 @@ USERS_MODULE = """
 
     def by_kwargs(model_name, **kwargs):
         assert kwargs == {"num_classes": 4}, kwargs
-        return torch.nn.Linear(1, 4)
+        return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 4))
 
+    def nine_classes(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(784, 9))
+    def a_map(): return torch.nn.Conv2d(1, 4, 3)
+    def wrong_size(): return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(9, 4))
     def nothing(): return {"not": "a model"}
     def decides(): return sklearn.svm.LinearSVC()
     def fails(width: int = 1): raise RuntimeError("no luck")
@@ -117,7 +120,7 @@ def test_a_scikit_learn_estimator_is_built_with_its_own_options_alone():
 
 def test_a_users_builder_gets_the_shapes_it_accepts(users_module):
     assert build_model(f"{users_module}:by_name", width=2, **SHAPES)[1].weight.shape == (4, 784)
-    assert build_model(f"{users_module}:by_kwargs", model_name="a", **SHAPES).out_features == 4
+    assert build_model(f"{users_module}:by_kwargs", model_name="a", **SHAPES)[1].out_features == 4
 
 
 @pytest.mark.parametrize(
@@ -129,6 +132,9 @@ def test_a_users_builder_gets_the_shapes_it_accepts(users_module):
         ("nothing", "here: users_models:nothing returned a dict; expected a torch.nn.Module, or a scikit-learn"),
         ("decides", "here: users_models:decides returned a LinearSVC; .* with fit and predict_proba"),
         ("fails", "here: users_models:fails with options {} failed: RuntimeError: no luck; expected a model"),
+        ("nine_classes", "here: answers with 9 classes; expected 4, those of the data; have the builder take num_cl"),
+        ("a_map", r"here: answers with \(2, 4, 26, 26\); expected logits \(B, 4\)"),
+        ("wrong_size", r"here: fails on pictures of shape \(1, 28, 28\) \(RuntimeError: .*; expected logits"),
         ("nothin", "here: unknown attribute of users_models 'nothin'; .* did you mean 'nothing'"),
     ],
 )

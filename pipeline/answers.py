@@ -23,6 +23,11 @@ class Teacher(Protocol):
     """A trained model that answers on rows."""
 
     @property
+    def rows_at_once(self) -> int | None:
+        """Rows it answers on fastest, None to leave it to the caller."""
+        ...
+
+    @property
     def feature_widths(self) -> Mapping[str, int]:
         """D of each layer it gives features of."""
         ...

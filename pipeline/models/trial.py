@@ -1,0 +1,47 @@
+"""A trial pass of zeros: what a module answers with is known before any work is put into it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from pipeline.errors import StillroomError
+
+
+@contextmanager
+def in_eval_mode(model: nn.Module) -> Iterator[None]:
+    """Put a module in evaluation mode for a while; every training flag comes back as it was."""
+    training = [module for module in model.modules() if module.training]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module in training:  # one by one: a frozen batch norm inside a training model stays in eval mode
+            module.training = True
+
+
+def zeros_for(model: nn.Module, rows: int, in_shape: tuple[int, int, int]) -> Tensor:
+    """Return an input of zeros [rows, C, H, W] of the model's device and type."""
+    some = next(model.parameters(), torch.empty(0))
+    return torch.zeros(rows, *in_shape, device=some.device, dtype=some.dtype)
+
+
+def check_outputs(model: nn.Module, *, num_classes: int, in_shape: tuple[int, int, int], where: str) -> None:
+    """Raise StillroomError unless the model answers pictures of this shape with one logit a class."""
+    try:
+        with in_eval_mode(model), torch.no_grad():
+            logits = model(zeros_for(model, 2, in_shape))
+    except Exception as error:  # the module may be anybody's code
+        raise StillroomError(
+            f"{where}: fails on pictures of shape {in_shape} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            "expected logits; choose another model, or data.size"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.ndim != 2:
+        found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise StillroomError(f"{where}: answers with {found}; expected logits (B, {num_classes}); return these alone")
+    if logits.shape[1] != num_classes:
+        raise StillroomError(
+            f"{where}: answers with {logits.shape[1]} classes; expected {num_classes}, those of the data; "
+            "have the builder take num_classes"
+        )
