@@ -12,6 +12,7 @@ from pipeline.errors import StillroomError, near_names
 
 SHIPPED = Path(__file__).parent / "recipes"
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=60)]
+RecipeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16"]
@@ -117,7 +118,7 @@ class StudentEntry(Training):
 class Recipe(Section):
     """A whole run."""
 
-    name: Name
+    name: RecipeName
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data
     views: Views = Views()
