@@ -92,7 +92,8 @@ def dump(
     codec = CODECS[writer.config["codec"]]
 
     def compute(block: Block) -> Computed:
-        return answer(teacher, replayer, block, codec=codec, batch_size=batch_size, layout=writer.layout)
+        where = f"teacher.{writer.name}"
+        return answer(teacher, replayer, block, codec=codec, batch_size=batch_size, layout=writer.layout, where=where)
 
     def figures() -> dict[str, Any]:
         return {**details, **held_out_figures(writer, codec, replayer.plan)}
@@ -101,7 +102,14 @@ def dump(
 
 
 def answer(
-    teacher: Teacher, replayer: Replayer, block: Block, *, codec: Codec, batch_size: int, layout: Layout
+    teacher: Teacher,
+    replayer: Replayer,
+    block: Block,
+    *,
+    codec: Codec,
+    batch_size: int,
+    layout: Layout,
+    where: str = "teacher",
 ) -> Computed:
     """Return a teacher's answers on a block, encoded, with the codec's error and the seconds of the forward passes."""
     parts: list[Answers] = []
@@ -117,7 +125,7 @@ def answer(
     check_answers(
         Answers(joined.logits, features),
         num_classes,
-        f"teacher on {block.split} view {block.view} rows {block.start}-{block.stop}",
+        f"{where} on {block.split} view {block.view} rows {block.start}-{block.stop}",
     )
     arrays = {"logits": codec.encode(joined.logits), **row_arrays(replayer, block)}
     arrays |= {f"features/{layer}": values.cpu().numpy() for layer, values in features.items()}

@@ -9,8 +9,10 @@ import contextlib
 import hashlib
 import json
 import os
+import platform
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +48,11 @@ def write_durably(path: Path, content: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(OSError):
             partial.unlink()
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(path)  # a full disk is told with the file that found no room
         raise
     sync_folder(path.parent)
 
@@ -168,6 +172,12 @@ def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
 def _short(value: Any) -> str:
     text = repr(value)
     return text if len(text) <= 40 else text[:37] + "..."
+
+
+def versions() -> dict[str, str]:
+    """Return the releases that an artefact's bits may depend on."""
+    packages = ("stillroom", "torch", "torchvision", "zarr", "numpy", "scikit-learn")
+    return {"python": platform.python_version(), **{name: metadata.version(name) for name in packages}}
 
 
 def write_cost(folder: Path, cost: Mapping[str, Any]) -> None:

@@ -21,7 +21,7 @@ def run(ws: Workspace) -> None:
             config=ws.plan.config,
             details={"classes": list(ws.classes), "shape": list(ws.dataset.shape), "samples": len(ws.dataset)},
         ).write(folder)
-        ws.done.append(str(folder))
+        ws.made(folder)
     splits = ws.plan.splits
     sizes = ", ".join(f"{name} {len(split):,}" for name, split in splits.items())
     labelled = len(splits["train"].labelled)

@@ -51,8 +51,8 @@ class Run:
 
 def run(ws: Workspace, *, student: str | None = None) -> None:
     """Train every student and baseline that isn't there; teachers run only if a store is missing."""
-    fuse.ensure_teacher_stores(ws)
     entries: list[StudentEntry] = [ws.recipe.find("student", student)] if student else ws.recipe.student
+    fuse.ensure_teacher_stores(ws)
     jobs = [job for entry in entries for job in runs(ws, entry)]
     _ensure_targets(ws, jobs)
     forwards = ws.teacher_forwards
@@ -101,8 +101,7 @@ def ensure(ws: Workspace, job: Run) -> Path:
         targets = None if job.fusion is None else open_targets(ws.target_folder(job.fusion))
         started = time.perf_counter()
         manifest = _train(ws, job, targets, folder)
-        write_cost(folder, {"seconds": time.perf_counter() - started})
-        ws.done.append(str(folder))
+        ws.made(folder, seconds=time.perf_counter() - started)
     scores = manifest.metrics["test"]
     ws.say("distill", f"{job.name}: test accuracy {scores['accuracy']:.4f}, NLL {scores['nll']:.4f}")
     return folder

@@ -18,8 +18,8 @@ from stages.workspace import Workspace
 
 def run(ws: Workspace, only: str | None = None) -> None:
     """Fuse every target store of the recipe (or one) that isn't there, and show the league table."""
-    ensure_teacher_stores(ws)
     entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
+    ensure_teacher_stores(ws)
     for entry in entries:
         ensure(ws, entry)
     ws.console.print(league_table(ws, entries))
@@ -49,7 +49,7 @@ def ensure(ws: Workspace, entry: FusionEntry) -> Path:
     writer = fuse.open_writer(folder, entry.name, ws.target_config(entry), stores)
     with progress(ws.console, f"fuse {entry.name}", writer.layout.rows) as bar:
         filled = fuse.fuse_stores(stores, FUSIONS[entry.strategy](**entry.options), writer, on_block=bar.by)
-    ws.done.append(str(folder))
+    ws.made(folder)
     ws.say("fuse", f"{entry.name}: {len(names)} teachers, {filled.rows:,} rows in {as_span(filled.seconds)}")
     return folder
 

@@ -3,6 +3,7 @@
 import shutil
 from collections.abc import Sequence
 
+from pipeline.errors import StillroomError
 from pipeline.report.numbers import size as as_size
 from stages import status
 from stages.workspace import Workspace
@@ -10,7 +11,13 @@ from stages.workspace import Workspace
 
 def run(workspaces: Sequence[Workspace], *, delete: bool) -> None:
     """Print, or delete, what is not reachable from the recipes."""
-    kept = {folder.resolve() for ws in workspaces for _, _, folder in status.wanted(ws)}
+    for ws in workspaces:
+        if not status.is_dumped(ws):
+            raise StillroomError(
+                f"gc: recipe {ws.recipe.name!r} has not dumped all its teachers; expected their stores, without which "
+                f"its students can't be told from waste; run 'stillroom logits {ws.recipe.name}' first"
+            )
+    kept = {wanted.folder.resolve() for ws in workspaces for wanted in status.wanted(ws)}
     root, console = workspaces[0].root, workspaces[0].console
     total = 0
     for kind in status.KINDS:

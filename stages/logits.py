@@ -46,7 +46,7 @@ def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
             teacher, ws.replayer, writer, batch_size=ws.recipe.logits.batch_size, details=details, on_block=bar.by
         )
     ws.teacher_forwards += filled.rows
-    ws.done.append(str(folder))
+    ws.made(folder)
     written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
     ws.say("logits", f"{entry.name}: {filled.rows:,} rows, {as_size(written)} in {as_span(filled.seconds)}")
     return folder

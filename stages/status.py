@@ -1,13 +1,14 @@
 """status: what a recipe's run consists of, what of it exists, how large it is, and what is still to be made."""
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from rich.table import Table
 
 from pipeline.errors import StillroomError
-from pipeline.lineage import fingerprint, read_cost, read_manifest
+from pipeline.lineage import read_cost, read_manifest
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
 from stages import data, distill
@@ -16,39 +17,62 @@ from stages.workspace import Workspace
 KINDS = ("plans", "teachers", "logits", "targets", "students")
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """An artefact that a recipe consists of, and what making it takes: rows a model sees or answers on."""
+
+    kind: str
+    name: str
+    folder: Path
+    rows: int
+
+
 def run(ws: Workspace, *, as_json: bool) -> None:
     """Print the artefacts of the recipe and those that no longer belong to it."""
-    rows = [describe(kind, name, folder) for kind, name, folder in wanted(ws)]
+    rows = [{**describe(w.kind, w.name, w.folder), "rows": w.rows} for w in wanted(ws)]
     rows += stale(ws, {row["path"] for row in rows})
     if as_json:
         print(json.dumps({"recipe": ws.recipe.name, "artefacts": rows}, indent=1))
         return
     table = Table(
-        "kind", "name", "state", "size", "took", "path", title=f"Recipe {ws.recipe.name}", title_justify="left"
+        "kind", "name", "state", "size", "took", "rows", "path", title=f"Recipe {ws.recipe.name}", title_justify="left"
     )
     for row in rows:
         took = as_span(row["seconds"]) if row["seconds"] else ""
         size = as_size(row["bytes"]) if row["bytes"] else ""
-        table.add_row(row["kind"], row["name"], row["state"], size, took, row["path"])
+        table.add_row(row["kind"], row["name"], row["state"], size, took, f"{row['rows']:,}", Path(row["path"]).name)
     ws.console.print(table)
-    missing = [row for row in rows if row["state"] in ("missing", "unfinished")]
-    ws.console.print(f"{len(missing)} of {len(rows)} still to be made" if missing else "everything is there")
+    missing = [row for row in rows if row["state"] in ("missing", "unfinished", "damaged")]
+    cost = f", {sum(row['rows'] for row in missing):,} rows" if missing else ""
+    ws.console.print(f"{len(missing)} of {len(rows)} still to be made{cost}" if missing else "everything is there")
 
 
-def wanted(ws: Workspace) -> list[tuple[str, str, Path]]:
-    """Return (kind, name, folder) of every artefact that the recipe consists of, as far as it can be told now."""
-    recipe = ws.recipe
-    found = [("plans", recipe.name, data.plan_folder(ws))]
-    found += [("teachers", entry.name, ws.teacher_folder(entry)) for entry in recipe.teacher]
-    found += [("logits", entry.name, ws.teacher_store_folder(entry)) for entry in recipe.teacher]
-    fusions = {fingerprint(ws.target_config(entry)): entry for entry in recipe.fusion}
-    stores_there = all(ws.is_finished(ws.teacher_store_folder(entry)) for entry in recipe.teacher)
-    jobs = [job for entry in recipe.student for job in distill.runs(ws, entry)] if stores_there else []
+def wanted(ws: Workspace) -> list[Wanted]:
+    """Return every artefact that the recipe consists of.
+
+    While a teacher store is missing nobody knows the best teacher, so the students and baselines can't be told.
+    """
+    recipe, plan = ws.recipe, ws.plan
+    answers = sum(plan.views(name) * len(split) for name, split in plan.splits.items())
+    labelled = len(plan.splits["train"].labelled)
+    found = [Wanted("plans", recipe.name, data.plan_folder(ws), 0)]
+    for entry in recipe.teacher:
+        shown = ws.steps(entry, labelled)[0] * min(entry.batch_size, labelled)
+        found.append(Wanted("teachers", entry.name, ws.teacher_folder(entry), shown))
+    found += [Wanted("logits", entry.name, ws.teacher_store_folder(entry), answers) for entry in recipe.teacher]
+    jobs = [job for entry in recipe.student for job in distill.runs(ws, entry)] if is_dumped(ws) else []
+    fusions = [*recipe.fusion, *(job.fusion for job in jobs if job.fusion is not None)]
+    targets = {ws.target_folder(fusion): fusion.name for fusion in reversed(fusions)}
+    found += [Wanted("targets", name, folder, answers) for folder, name in reversed(targets.items())]
     for job in jobs:
-        if job.fusion is not None:
-            fusions.setdefault(fingerprint(ws.target_config(job.fusion)), job.fusion)
-    found += [("targets", entry.name, ws.target_folder(entry)) for entry in fusions.values()]
-    return found + [("students", job.name, distill.folder_of(ws, job)) for job in jobs]
+        shown = ws.steps(job.entry, len(plan.splits["train"]))[0] * job.entry.batch_size
+        found.append(Wanted("students", job.name, distill.folder_of(ws, job), shown))
+    return found
+
+
+def is_dumped(ws: Workspace) -> bool:
+    """Whether every teacher store is there."""
+    return all(ws.is_finished(ws.teacher_store_folder(entry)) for entry in ws.recipe.teacher)
 
 
 def describe(kind: str, name: str, folder: Path) -> dict[str, Any]:
@@ -63,12 +87,11 @@ def describe(kind: str, name: str, folder: Path) -> dict[str, Any]:
 
 
 def stale(ws: Workspace, kept: set[str]) -> list[dict[str, Any]]:
-    """Return artefacts of the recipe's names that were made from something else than the recipe says now."""
-    names = {entry.name for kind in ("teacher", "fusion", "student") for entry in getattr(ws.recipe, kind)}
+    """Return artefacts that this recipe made when it said something else."""
     rows = []
     for kind in KINDS:
         for folder in sorted((ws.root / kind).glob("*-*")):
-            own = folder.name.rsplit("-", 1)[0].split("-")[0] in names
-            if own and str(folder) not in kept:
-                rows.append({**describe(kind, folder.name.rsplit("-", 1)[0], folder), "state": "stale"})
+            if str(folder) not in kept and read_cost(folder).get("recipe") == ws.recipe.name:
+                described = describe(kind, folder.name.rsplit("-", 1)[0], folder)
+                rows.append({**described, "state": "stale", "rows": 0})
     return rows

@@ -9,7 +9,7 @@ import torch
 
 from pipeline.calibration import fit_temperature
 from pipeline.errors import StillroomError
-from pipeline.lineage import Manifest, file_digest, read_manifest, write_cost
+from pipeline.lineage import Manifest, file_digest, read_manifest
 from pipeline.metrics import classification_metrics
 from pipeline.models import build_model, count_parameters, is_estimator
 from pipeline.models.weights import load_weights
@@ -40,9 +40,9 @@ def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
     if manifest is None:
         started = time.perf_counter()
         details = _train(ws, entry, folder)
-        write_cost(folder, {"seconds": time.perf_counter() - started})
+        seconds = time.perf_counter() - started
         manifest = _seal(ws, entry, folder, details)
-        ws.done.append(str(folder))
+        ws.made(folder, seconds=seconds)
     scores = manifest.metrics["calibration"]
     ws.say("teachers", f"{entry.name}: calibration accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
     return folder

@@ -15,7 +15,7 @@ from rich.console import Console
 from pipeline import dump, fuse
 from pipeline.datasets import ImageDataset, open_dataset
 from pipeline.errors import StillroomError
-from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest
+from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest, versions, write_cost
 from pipeline.views import Batch, Replayer, ViewPlan, make_splits, parse_mix, parse_transforms
 from stages.recipe import FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
 
@@ -176,6 +176,11 @@ class Workspace:
         """Return (steps of the whole run, steps of an epoch) when an epoch has this many rows."""
         epoch = max(1, -(-rows // entry.batch_size))
         return max(1, round(entry.epochs * epoch)), epoch
+
+    def made(self, folder: Path, **cost: float) -> None:
+        """Note that this process made an artefact, for which recipe, and what it cost."""
+        self.done.append(str(folder))
+        write_cost(folder, {**cost, "recipe": self.recipe.name, "versions": versions()})
 
     def is_finished(self, folder: Path) -> bool:
         """Whether an artefact is there and whole."""

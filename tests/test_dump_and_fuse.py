@@ -132,15 +132,15 @@ class Broken:
 SPOILT = {
     "NaN logits": (
         lambda z, f: Answers(z.index_fill(0, torch.tensor([2]), math.nan), {"penultimate": f}),
-        r"teacher on train view 0 rows 0-40: 1 of 40 rows have NaN or infinite logits \(first: row 2\)",
+        r"teacher\.\w+ on train view 0 rows 0-40: 1 of 40 rows have NaN or infinite logits \(first: row 2\)",
     ),
     "features beyond fp16": (
         lambda z, f: Answers(z, {"penultimate": f.index_fill(0, torch.tensor([5]), 1e6)}),
-        r"teacher on train view 0 rows 0-40: 1 of 40 rows have NaN or infinite penultimate \(first: row 5\)",
+        r"teacher\.\w+ on train view 0 rows 0-40: 1 of 40 rows have NaN or infinite penultimate \(first: row 5\)",
     ),
     "another number of classes": (
         lambda z, f: Answers(z[:, :2], {"penultimate": f}),
-        r"teacher on train view 0 rows 0-40: answered with 2 classes; expected 3",
+        r"teacher\.\w+ on train view 0 rows 0-40: answered with 2 classes; expected 3",
     ),
 }
 

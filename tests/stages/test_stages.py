@@ -7,92 +7,18 @@ import sys
 from pathlib import Path
 
 import pytest
-from rich.console import Console
+from few import OWN_TEACHER, ROOT, contents, settle, workspace
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
 from stages import distill, fuse, gc, logits, report, status, teachers, verify
-from stages.recipe import load_recipe
-from stages.workspace import Workspace
-
-ROOT = Path(__file__).parents[2]
-RECIPE = """
-name = "few"
-[data]
-name = "fashion-mnist"
-max_train = 500
-max_test = 200
-calibration = 0.2
-labelled = 120
-[views]
-count = 2
-transforms = [{ kind = "shift", pixels = 2 }]
-[[teacher]]
-name = "conv"
-model = "vgg_small"
-width = 4
-epochs = 2
-batch_size = 32
-[[teacher]]
-name = "bayes"
-model = "sklearn.naive_bayes:GaussianNB"
-fit_views = 1
-[[teacher]]
-name = "own"
-model = "own_teacher:build"
-epochs = 2
-[[fusion]]
-name = "weighted"
-strategy = "weighted"
-[[fusion]]
-name = "mean"
-temperatures = [1.0, 2.0]
-[[student]]
-name = "tiny"
-model = "mlp"
-width = 8
-depth = 1
-fusion = "weighted"
-epochs = 2
-seeds = [0, 1]
-[[student]]
-name = "other"
-model = "mlp"
-width = 12
-depth = 1
-fusion = "mean"
-epochs = 1
-seeds = [0]
-baselines = false
-loss = { temperature = 2.0, alpha = 0.3 }
-"""
-OWN_TEACHER = """
-from torch import nn
-
-def build(num_classes, in_shape):
-    return nn.Sequential(nn.Flatten(), nn.Linear(in_shape[1] * in_shape[2], num_classes))
-"""
-
-
-def workspace(home: Path, *overrides: str) -> Workspace:
-    return Workspace(load_recipe(str(home / "few.toml"), overrides), home / "data", Console(quiet=True))
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Every file of an artefact but what it cost, which depends on the machine."""
-    files = [path for path in folder.rglob("*") if path.is_file() and path.name != "cost.json"]
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A home folder in which the whole recipe has run."""
     home = tmp_path_factory.mktemp("home")
-    (home / "few.toml").write_text(RECIPE)
-    (home / "own_teacher.py").write_text(OWN_TEACHER)
-    (home / "data").mkdir()
-    (ROOT / "data" / "raw").mkdir(exist_ok=True)
-    (home / "data" / "raw").symlink_to(ROOT / "data" / "raw")
+    settle(home)
     sys.path.insert(0, str(home))
     ws = workspace(home)
     distill.run(ws)
@@ -356,3 +282,14 @@ def test_status_and_gc_know_what_belongs_to_the_recipe(home, capsys):
     gc.run([workspace(home, "student.other.width=13")], delete=True)
     gone = before - set((home / "data").glob("*/*"))
     assert [path.name.rsplit("-", 1)[0] for path in gone] == ["other-s0"]
+
+
+def test_the_readmes_training_loop_runs_as_written(home, monkeypatch):
+    import re
+
+    code = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S).group(1)
+    monkeypatch.chdir(home)
+    names: dict = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["loader"].state_dict() == {"seed": 0, "epoch": 1, "step": 0}
+    assert names["loss"].isfinite()
