@@ -84,7 +84,7 @@ class Fitted:
 def seeded(build: Callable[[], Any], seed: int) -> Any:
     """Return what `build` makes with torch's generator seeded, leaving the generator as it was."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(stream_seed(seed, "init"))
+        torch.default_generator.manual_seed(stream_seed(seed, "init"))
         return build()
 
 

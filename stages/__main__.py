@@ -35,8 +35,8 @@ DATA = Path("data")
 def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path, *, fusion: str | None = None) -> "Workspace":
     from rich.console import Console
 
+    from stages.load import load_recipe
     from stages.memory import keep_freed_memory
-    from stages.recipe import load_recipe
     from stages.workspace import Workspace
 
     keep_freed_memory()

@@ -111,7 +111,10 @@ class StoreWriter:
         with path.open("rb") as file:
             os.fsync(file.fileno())
             content = file.read()
-        sync_folder(path.parent)
+        for folder in path.parents:  # the chunk's own folders may be as new as the chunk
+            sync_folder(folder)
+            if folder == self.folder:
+                break
         return {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
 
     def read(self, split: str, name: str, view: int = 0) -> np.ndarray:

@@ -167,7 +167,7 @@ class TargetStore(Store):
 
 def temperature_array(temperature: float) -> str:
     """Return the array's name for a temperature: log_probs/t1, log_probs/t2.5."""
-    return f"log_probs/t{temperature:g}"
+    return f"log_probs/t{temperature:.12g}"
 
 
 def layout_of(manifest: Manifest) -> Layout:

@@ -77,7 +77,7 @@ class TorchvisionPipeline:
         pipeline, rows = self.build(), []
         with torch.random.fork_rng(devices=[]):
             for image, seed in zip(images.cpu(), parameters[:, 0].long().tolist(), strict=True):
-                torch.manual_seed(seed)
+                torch.default_generator.manual_seed(seed)  # not torch.manual_seed: that would reseed a GPU too
                 rows.append(pipeline(image))
         stacked = torch.stack(rows).to(images.device)
         if stacked.shape != images.shape:

@@ -25,8 +25,9 @@ from pipeline.store import CODECS, Block, open_targets, open_teacher
 from pipeline.train import Run, Schedule, label_loss, prepare
 from pipeline.views import Batch, ViewLoader
 from stages import fuse, logits, teachers
+from stages.load import load_recipe
 from stages.memory import keep_freed_memory
-from stages.recipe import StudentEntry, TeacherEntry, load_recipe
+from stages.recipe import StudentEntry, TeacherEntry
 from stages.workspace import Workspace
 
 REPEATS = 7

@@ -12,7 +12,7 @@ from pipeline import report as reports
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import MANIFEST
 from stages import distill, report
-from stages.recipe import load_recipe
+from stages.load import load_recipe
 from stages.workspace import Workspace
 
 RECIPE = """

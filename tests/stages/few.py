@@ -4,7 +4,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-from stages.recipe import load_recipe
+from stages.load import load_recipe
 from stages.workspace import Workspace
 
 ROOT = Path(__file__).parents[2]

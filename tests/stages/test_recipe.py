@@ -8,7 +8,7 @@ import pytest
 
 from pipeline.errors import StillroomError
 from stages.check import check_imported_teachers
-from stages.recipe import SHIPPED, load_recipe, recipe_names
+from stages.load import SHIPPED, load_recipe, recipe_names
 
 SOUND = """
 name = "own"
@@ -44,7 +44,8 @@ def test_every_shipped_recipe_is_sound_and_named_after_its_file(name):
 def test_commented_recipe_shows_every_key():
     text = (SHIPPED / "commented.toml").read_text()
     document = tomllib.loads(text)
-    from stages.recipe import SECTIONS, Recipe
+    from stages.load import SECTIONS
+    from stages.recipe import Recipe
 
     def shown(model, table):
         return {key for key in model.model_fields if key in table or f"# {key} = " in text}

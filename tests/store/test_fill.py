@@ -193,16 +193,23 @@ def test_a_block_is_synced_before_its_record_and_all_records_before_the_manifest
     monkeypatch.setattr(os, "fsync", synced)
     monkeypatch.setattr(Path, "replace", renamed)
     fill(writer(tmp_path, SMALL), compute)
-    last = events[[name for _, name in events].index(RECORDS) - 8 :]  # from the first block's chunks on
-    chunk = [("rename", "0"), ("sync", "0"), ("sync", "0")]  # the file "0", then its folder "0"
-    ids = [("rename", "0"), ("sync", "0"), ("sync", "c")]
+    found = events[events.index(("rename", "0")) :]  # what comes before lays down the metadata
+
+    def chunk(path: str) -> list[tuple[str, str]]:
+        folders = [*reversed(path.split("/")[:-1]), tmp_path.name]  # any of them may be as new as the chunk
+        name = path.rsplit("/")[-1]
+        return [("rename", name), ("sync", name), *(("sync", folder) for folder in folders)]
 
     def record(name: str, folder: str) -> list[tuple[str, str]]:
         return [("sync", f".{name}.{os.getpid()}.partial"), ("rename", name), ("sync", folder)]
 
-    first = [*chunk, *ids, *record("train-0-0.json", RECORDS)]
-    second = [("rename", "0"), ("sync", "0"), ("sync", "1"), *record("train-1-0.json", RECORDS)]
-    assert last == [*first, *second, *record(COST, tmp_path.name), *record(MANIFEST, tmp_path.name)]
+    layout = writer(tmp_path, SMALL).layout
+    wanted = []
+    for block in layout.blocks:
+        for name in layout.arrays_of(block):
+            wanted += chunk(layout.chunk_path(block, name))
+        wanted += record(f"{block.key}.json", RECORDS)
+    assert found == [*wanted, *record(COST, tmp_path.name), *record(MANIFEST, tmp_path.name)]
 
 
 def test_what_a_killed_writer_left_half_written_is_swept_away(whole, tmp_path):
