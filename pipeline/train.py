@@ -104,7 +104,7 @@ class Run:
     def step(self, batch: Batch) -> None:
         """Take one optimiser step."""
         progress = self.progress
-        torch.manual_seed(stream_seed(self.seed, "step", progress.step))  # dropout: a function of the step
+        self._seed_dropout(stream_seed(self.seed, "step", progress.step))
         for group in self.optimizer.param_groups:
             group["lr"] = self.schedule.rate(progress.step)
         with self.autocast:
@@ -118,6 +118,12 @@ class Run:
         self._count({"loss": loss, **parts}, len(batch))
         progress.step += 1
         progress.rows += len(batch)
+
+    def _seed_dropout(self, seed: int) -> None:
+        """Make dropout a function of the step. Not torch.manual_seed: without a GPU it queues a call for one each time."""
+        if self.device.type == "cuda":
+            torch.cuda.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
 
     def _count(self, parts: Mapping[str, Tensor], cases: int) -> None:
         for name, values in parts.items():

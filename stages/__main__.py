@@ -36,11 +36,13 @@ def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path, *, fusi
     from rich.console import Console
 
     from stages.load import load_recipe
+
+    loaded = load_recipe(recipe, overrides or [], fusion=fusion)  # before torch: a mistyped name is told at once
     from stages.memory import keep_freed_memory
     from stages.workspace import Workspace
 
     keep_freed_memory()
-    return Workspace(load_recipe(recipe, overrides or [], fusion=fusion), data_dir, Console())
+    return Workspace(loaded, data_dir, Console())
 
 
 def _guarded(work: Callable[[], int | None], debug: bool) -> None:

@@ -35,10 +35,8 @@ def fusion_manifest(name: str = "mean") -> Manifest:
 def student_manifest(role: str, seed: int, accuracy: float) -> Manifest:
     history = [{"step": 10, "nll": 1.2, "accuracy": 0.4}, {"step": 20, "nll": 1.0, "accuracy": 0.5}]
     details = {
-        "role": role,
         "seed": seed,
         "parameters": 123,
-        "fusion": None if role == "hard_labels" else "mean",
         "history": history,
         "steps": 20,
         "rows": 600,
@@ -69,7 +67,8 @@ def parts(tmp_path: Path) -> list[Part]:
     for role, accuracies in {"student": (0.8, 0.9), "hard_labels": (0.7, 0.7), "uniform_mean": (0.75, 0.95)}.items():
         for seed, accuracy in enumerate(accuracies):
             manifest = student_manifest(role, seed, accuracy)
-            found.append(student_part(manifest, tmp_path, {"seconds": 3.0, "training_seconds": 2.5}, entry="small"))
+            cost, fusion = {"seconds": 3.0, "training_seconds": 2.5}, None if role == "hard_labels" else "mean"
+            found.append(student_part(manifest, tmp_path, cost, entry="small", role=role, fusion=fusion))
     return found
 
 
