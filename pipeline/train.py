@@ -120,7 +120,7 @@ class Run:
         progress.rows += len(batch)
 
     def _seed_dropout(self, seed: int) -> None:
-        """Make dropout a function of the step. Not torch.manual_seed: without a GPU it queues a call for one each time."""
+        """Make dropout a function of the step; torch.manual_seed would queue a call for an absent GPU each time."""
         if self.device.type == "cuda":
             torch.cuda.manual_seed(seed)
         torch.default_generator.manual_seed(seed)
