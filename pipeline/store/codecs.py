@@ -67,6 +67,7 @@ def measure_error(codec: Codec, logits: Tensor) -> dict[str, float]:
 
     float [B, ..., C] -> kl_t1_mean, kl_t1_p999, kl_t1_worst, the same for t4, agreement, rows.
     """
+    logits = logits.cpu()  # what is decoded is on the CPU, wherever the teacher answered
     before, after = logits.double().flatten(0, -2), codec.decode(codec.encode(logits)).double().flatten(0, -2)
     error: dict[str, float] = {"rows": len(before), "agreement": _share_equal(before.argmax(-1), after.argmax(-1))}
     for temperature in (1, 4):
