@@ -16,6 +16,11 @@ _PRIME = np.uint64(0x9E3779B97F4A7C15)
 class Samples(Protocol):
     """What replay asks of a data set: pixels and 64-bit digests of their sources, by sample id."""
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of a sample."""
+        ...
+
     def read(self, ids: np.ndarray) -> Tensor:
         """Return uint8 [B, C, H, W]."""
         ...

@@ -4,8 +4,8 @@ Each line is the median of the ratios of neighbouring runs, with the smallest an
 """
 
 import itertools
-import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,17 +40,16 @@ def seconds(work: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def compare(
-    name: str, a: Callable[[], object], b: Callable[[], object], note: str = "", repeats: int = REPEATS
-) -> float:
-    """Print a ÷ b, run in turn, and return the median."""
+def show(name: str, ratios: list[float], note: str = "") -> None:
+    """Print the median of ratios, the smallest and the largest."""
+    spread = f"{statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
+    print(f"{name:<70} {spread}{'  ' + note if note else ''}", flush=True)
+
+
+def compare(name: str, a: Callable[[], object], b: Callable[[], object], note: str = "") -> None:
+    """Print a ÷ b, run in turn."""
     a(), b()
-    ratios = [seconds(a) / seconds(b) for _ in range(repeats)]
-    middle = statistics.median(ratios)
-    print(
-        f"{name:<68} {middle:6.2f}  ({min(ratios):.2f} to {max(ratios):.2f}){'  ' + note if note else ''}", flush=True
-    )
-    return middle
+    show(name, [seconds(a) / seconds(b) for _ in range(REPEATS)], note)
 
 
 def student_run(ws: Workspace, entry: StudentEntry, loss: Callable[..., object]) -> Run:
@@ -67,8 +66,8 @@ def epoch(run: Run, batches: Iterator[Batch]) -> None:
         run.step(batch)
 
 
-def student_ratios(ws: Workspace, entry: StudentEntry) -> None:
-    """Student epoch from targets against hard labels, and against teachers in the loop."""
+def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
+    """Training from targets against hard labels, and against teachers in the loop, over `shown` batches a time."""
     fusion = ws.recipe.find("fusion", entry.fusion)
     targets = open_targets(fuse.ensure(ws, fusion))
     temperature = entry.loss.temperature
@@ -90,15 +89,15 @@ def student_ratios(ws: Workspace, entry: StudentEntry) -> None:
     hard, soft = student_run(ws, entry, label_loss), student_run(ws, entry, from_targets)
     name = f"student {entry.name!r} ({entry.model})"
     compare(
-        f"{name}: epoch from targets ÷ epoch on hard labels",
-        lambda: epoch(soft, iter(from_store)),
-        lambda: epoch(hard, iter(labels_only)),
+        f"{name}: from targets ÷ on hard labels",
+        lambda: epoch(soft, itertools.islice(iter(from_store), shown)),
+        lambda: epoch(hard, itertools.islice(iter(labels_only), shown)),
         "goal <= 1.03",
     )
     compare(
-        f"{name}: epoch streamed ÷ epoch in memory",
-        lambda: epoch(soft, iter(streamed)),
-        lambda: epoch(soft, iter(from_store)),
+        f"{name}: streamed ÷ in memory",
+        lambda: epoch(soft, itertools.islice(iter(streamed), shown)),
+        lambda: epoch(soft, itertools.islice(iter(from_store), shown)),
     )
 
     stores = [open_teacher(ws.teacher_store_folder(teacher)) for teacher in ws.recipe.teacher]
@@ -116,7 +115,7 @@ def student_ratios(ws: Workspace, entry: StudentEntry) -> None:
             fused = fitted.fuse(torch.stack(answers), temperature=temperature)
             yield Batch(**{**vars(batch), "target_log_probs": fused.log_probs})
 
-    few = 12
+    few = min(shown, 12)
     slow, fast = student_run(ws, entry, from_targets), student_run(ws, entry, from_targets)
     ours = lambda: epoch(fast, itertools.islice(iter(from_store), few))  # noqa: E731
     theirs = lambda: epoch(slow, online(itertools.islice(iter(labels_only), few)))  # noqa: E731
@@ -144,7 +143,7 @@ def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:
     teacher = teachers.load(ws, entry, layers=layers)
     layout = dump.teacher_layout(ws.plan, len(ws.classes), teacher.feature_widths, ws.recipe.logits.codec)
     size = teacher.rows_at_once or size
-    rows = min(16 * size, len(ws.plan.splits["train"]), layout.block_rows)
+    rows = min(64 * size, len(ws.plan.splits["train"]), layout.block_rows)
     block = Block("train", 0, 0, 0, rows)
     batches = [ws.replayer.batch("train", 0, np.arange(at, min(at + size, rows))) for at in range(0, rows, size)]
     with tempfile.TemporaryDirectory(dir=ws.root) as scratch:
@@ -161,21 +160,45 @@ def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:
         compare(f"teacher {entry.name!r}: dump ÷ bare forward passes", whole, bare, "goal <= 1.05 (convolutional)")
 
 
-def memory_ratio(ws: Workspace, entry: TeacherEntry) -> None:
-    """What keeping freed memory buys a convolutional teacher."""
-    teacher = teachers.load(ws, entry, layers=[])
-    inputs = ws.replayer.batch("train", 0, np.arange(min(256, len(ws.plan.splits["train"])))).inputs
-
-    def forward(keep: bool) -> Callable[[], None]:
-        def work() -> None:
-            keep_freed_memory(keep)
-            for _ in range(4):
-                teacher.predict(inputs)
-
-        return work
-
-    compare(f"teacher {entry.name!r}: forward, glibc's defaults ÷ freed memory kept", forward(False), forward(True))
+FORWARD = """
+import sys, time
+from pathlib import Path
+import numpy as np
+from rich.console import Console
+from stages import teachers
+from stages.load import load_recipe
+from stages.memory import keep_freed_memory
+from stages.workspace import Workspace
+if sys.argv[2] == "keep":
     keep_freed_memory()
+ws = Workspace(load_recipe(sys.argv[1]), Path("data"), Console(quiet=True))
+teacher = teachers.load(ws, ws.recipe.teacher[0], layers=[])
+inputs = ws.replayer.batch("train", 0, np.arange(min(256, len(ws.plan.splits["train"])))).inputs
+teacher.predict(inputs)
+started = time.perf_counter()
+for _ in range(20):
+    teacher.predict(inputs)
+print(time.perf_counter() - started)
+"""
+
+
+def memory_ratio(ws: Workspace) -> None:
+    """What keeping freed memory buys the first teacher: a setting of the process, so processes in turn."""
+
+    def forward(setting: str) -> float:
+        command = [sys.executable, "-c", FORWARD, ws.recipe.name, setting]
+        return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+
+    ratios = [forward("default") / forward("keep") for _ in range(3)]
+    show(f"teacher {ws.recipe.teacher[0].name!r}: forward, glibc's defaults ÷ freed memory kept", ratios)
+
+
+PEAK = """
+import atexit, re, runpy, sys
+status = lambda: re.search(r"VmHWM:\\s+(\\d+)", open("/proc/self/status").read()).group(1)
+atexit.register(lambda: print(status(), file=sys.stderr))
+runpy.run_module("stages", run_name="__main__")
+"""
 
 
 def peak_memory() -> None:
@@ -184,16 +207,9 @@ def peak_memory() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         (Path(scratch) / "raw").symlink_to(raw)
         for stage in ("data", "teachers", "logits", "fuse", "distill", "report"):
-            command = [sys.executable, "-m", "stages", stage, "smoke", "--data-dir", scratch]
-            with open(os.devnull, "w") as silent:
-                child = os.posix_spawn(
-                    sys.executable, command, os.environ, file_actions=[(os.POSIX_SPAWN_DUP2, silent.fileno(), 1)]
-                )
-                _, status, usage = os.wait4(child, 0)
-            print(
-                f"peak memory, smoke, {stage:<44} {usage.ru_maxrss / 1024:8.0f} MiB" + (" (failed)" if status else ""),
-                flush=True,
-            )
+            command = [sys.executable, "-c", PEAK, stage, "smoke", "--data-dir", scratch]
+            done = subprocess.run(command, check=True, capture_output=True, text=True)
+            print(f"peak memory, smoke, {stage:<48} {int(done.stderr.split()[-1]) / 1024:6.0f} MiB", flush=True)
 
 
 def main() -> None:
@@ -201,11 +217,14 @@ def main() -> None:
     keep_freed_memory()
     ws = Workspace(load_recipe(sys.argv[1] if len(sys.argv) > 1 else "fashion"), Path("data"), Console(quiet=True))
     logits.run(ws)
-    for entry in ws.recipe.student[:2]:
-        student_ratios(ws, entry)
+    first = ws.recipe.student[0]
+    student_ratios(ws, first, shown=200)
+    convolutional = {"name": "convolutional", "model": "vgg_small", "width": 8, "batch_size": first.batch_size}
+    entry = StudentEntry.model_validate({**convolutional, "fusion": first.fusion, "loss": first.loss})
+    student_ratios(ws, entry, shown=12)
     for teacher in ws.recipe.teacher:
         dump_ratio(ws, teacher)
-    memory_ratio(ws, ws.recipe.teacher[0])
+    memory_ratio(ws)
     peak_memory()
 
 
