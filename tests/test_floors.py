@@ -68,7 +68,7 @@ def all_imports() -> list[Import]:
 def test_the_imports_are_found():
     found = {(each.importer, each.imported, each.is_lazy) for each in all_imports()}
     assert ("pipeline.loader", "pipeline.store", False) in found
-    assert ("pipeline.views.transforms", "pipeline.views.torchvision_pipeline", True) in found
+    assert ("pipeline.report.page", "pipeline.report.figures", True) in found
     assert len(found) > 100
 
 

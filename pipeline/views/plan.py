@@ -15,7 +15,8 @@ import numpy as np
 
 from pipeline.errors import StillroomError
 from pipeline.views.draws import permutation, row_words, stream_seed, uniform
-from pipeline.views.transforms import Mix, Transform, spec_of
+from pipeline.views.specs import spec_of
+from pipeline.views.transforms import Mix, Transform
 
 UNLABELLED = -1
 

@@ -5,19 +5,15 @@ row needs, `parameters` turns words into realised float64 numbers (they go into 
 work on `[B, C, H, W]`. Change what `apply` or `parameters` computes and raise `version`: old stores are then refused.
 """
 
-import inspect
-import json
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import ClassVar, Protocol
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pipeline.errors import StaleStoreError, StillroomError, near_names, unknown_name
 from pipeline.views.draws import uniform
 
 
@@ -239,90 +235,3 @@ class Mix:
         side = (1 - parameters[:, 1:2]).sqrt().expand(-1, 2)
         inside = _boxes(torch.cat([parameters[:, 2:] * (1 - side), side], 1), images)
         return torch.where(inside, partners, images), 1 - inside.float().mean(dim=(1, 2, 3))
-
-
-def spec_of(transform: Any) -> dict[str, Any]:
-    """Return what a transform is, as JSON: its class, options and code version."""
-    options = json.loads(json.dumps(asdict(transform)))  # tuples become lists, as they do on disk
-    return {**options, "transform": type(transform).__name__.lower(), "version": transform.version}
-
-
-def transform_from_spec(spec: Mapping[str, Any]) -> Any:
-    """Return the transform (or Mix) that `spec_of` described.
-
-    Raises: StaleStoreError when this release makes it differently (another version), StillroomError when unknown.
-    """
-    from pipeline.views.torchvision_pipeline import TorchvisionPipeline
-
-    options = {key: value for key, value in spec.items() if key not in ("transform", "version")}
-    if spec["transform"] == "torchvisionpipeline":
-        made: Any = TorchvisionPipeline.from_options(options["name"], **dict(options["options"]))
-    elif spec["transform"] == "mix":
-        made = Mix(**options)
-    else:
-        made = parse_transforms([{"kind": spec["transform"], **options}])[0]
-    if spec_of(made) != spec:
-        raise StaleStoreError(
-            f"views: rows were made by {dict(spec)}; this release makes {spec_of(made)}; dump them again"
-        )
-    return made
-
-
-def parse_transforms(entries: Sequence[Mapping[str, Any]], where: str = "views.transforms") -> tuple[Transform, ...]:
-    """Return the transforms that tables such as `{kind = "shift", pixels = 2}` name.
-
-    Raises: StillroomError for an unknown kind or option (with near names) or an option out of range.
-    """
-    return tuple(_parse_one(dict(entry), f"{where}[{number}]") for number, entry in enumerate(entries))
-
-
-def _parse_one(entry: dict[str, Any], where: str) -> Transform:
-    from pipeline.views.torchvision_pipeline import TorchvisionPipeline
-
-    kinds = {**TRANSFORMS, "torchvision": TorchvisionPipeline.from_options}
-    kind = entry.pop("kind", None)
-    if kind not in kinds:
-        raise unknown_name(where, "transform", str(kind), kinds)
-    if kind != "torchvision":
-        _check_options(kind, entry, TRANSFORMS[kind], where)
-    try:
-        transform = kinds[kind](**entry)
-        transform.parameters(np.zeros((1, transform.num_words), np.uint32))
-    except (TypeError, ValueError) as error:
-        raise StillroomError(f"{where}: {kind} found {entry}; expected options it accepts; {error}") from error
-    return transform
-
-
-def _check_options(kind: str, options: Mapping[str, Any], build: Callable[..., Any], where: str) -> None:
-    known = inspect.signature(build).parameters
-    for key, value in options.items():
-        if key not in known:
-            raise StillroomError(
-                f"{where}: {kind} found option {key!r}; expected only its own; {near_names(key, known)}"
-            )
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-            raise StillroomError(f"{where}.{key}: found {value!r}; expected a number of 0 or more; correct the recipe")
-        if key.startswith(("probability", "max_share", "min_scale", "amount")) and value > 1:
-            raise StillroomError(f"{where}.{key}: found {value!r}; expected at most 1; correct the recipe")
-        if known[key].annotation is int and not isinstance(value, int):
-            raise StillroomError(f"{where}.{key}: found {value!r}; expected a whole number; correct the recipe")
-
-
-def parse_mix(options: Mapping[str, Any], count: int, where: str = "views.mix") -> Mix:
-    """Return the mixing that `{kind = "mixup", views = 4, alpha = 1.0}` names, for a plan of `count` views."""
-    known = inspect.signature(Mix).parameters
-    for key in options:
-        if key not in known:
-            raise StillroomError(
-                f"{where}: found option {key!r}; expected kind, views, alpha; {near_names(key, known)}"
-            )
-    mix = Mix(**options)
-    if mix.kind not in ("mixup", "cutmix"):
-        raise unknown_name(where, "mix", mix.kind, ("mixup", "cutmix"))
-    if not 0 < mix.views <= count:
-        raise StillroomError(
-            f"{where}.views: found {mix.views}; expected 1 to {count}, the views of the plan; lower it"
-        )
-    if not mix.alpha > 0:
-        raise StillroomError(f"{where}.alpha: found {mix.alpha}; expected a number above 0; raise it")
-    return mix

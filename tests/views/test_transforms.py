@@ -8,8 +8,9 @@ from toys import ALONE, TORCHVISION, make_pixels, sha256
 from pipeline.errors import StaleStoreError, StillroomError
 from pipeline.views import TRANSFORMS, Mix, parse_mix, parse_transforms, transform_from_spec
 from pipeline.views.draws import row_words
+from pipeline.views.specs import spec_of
 from pipeline.views.torchvision_pipeline import TorchvisionPipeline
-from pipeline.views.transforms import Brightness, Contrast, Crop, Erase, Flip, Rotate, Shift, as_float, spec_of
+from pipeline.views.transforms import Brightness, Contrast, Crop, Erase, Flip, Rotate, Shift, as_float
 
 over_all = pytest.mark.parametrize("name", TRANSFORMS)
 ENTRIES = {**{name: entries[0] for name, entries in ALONE.items()}, "torchvision": TORCHVISION}
