@@ -76,7 +76,7 @@ def _add_fusions(ws: Workspace, found: Found) -> None:
     for entry in ws.recipe.fusion:
         folder = ws.target_folder(entry)
         if store := read_manifest(folder):
-            found.parts.append(reports.fusion_part(store, folder, read_cost(folder), params))
+            found.parts.append(reports.fusion_part(store, folder, read_cost(folder), params, name=entry.name))
             found.costs.append(Cost("fuse", entry.name, folder, read_cost(folder).get("seconds")))
         else:
             found.missing.append(f"fusion {entry.name}")

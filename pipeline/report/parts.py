@@ -83,12 +83,17 @@ def teacher_part(store: Manifest, folder: Path, dump_cost: Mapping[str, Any], tr
     return Part(row | scores | forward | {"temperature": details["temperature"]}, folder)
 
 
-def fusion_part(store: Manifest, folder: Path, cost: Mapping[str, Any], params: Mapping[str, int | None]) -> Part:
-    """Return a fusion as the classifier it is. `params` of its teachers add up to its own, None if one is unknown."""
+def fusion_part(
+    store: Manifest, folder: Path, cost: Mapping[str, Any], params: Mapping[str, int | None], *, name: str
+) -> Part:
+    """Return a fusion as the classifier it is. `params` of its teachers add up to its own, None if one is unknown.
+
+    `name` is what the recipe calls it: the store may have been made under another name.
+    """
     scores = store.details["scores"]["test"]
-    own = [params.get(name) for name in scores["mean_weights"]]
+    own = [params.get(teacher) for teacher in scores["mean_weights"]]
     total = None if None in own else sum(number for number in own if number is not None)
-    row = _row(store, "fusion", store.name, scores, None, total)
+    row = _row(store, "fusion", name, scores, None, total)
     more = {key: scores[key] for key in ("disagreement", "mean_weights")}
     row |= {"seconds": cost.get("seconds"), "teacher_forwards": 0, "teacher_agreement": scores["agreement"]}
     return Part(row | more | {"strategy": store.config["strategy"]}, folder)

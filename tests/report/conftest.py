@@ -63,7 +63,7 @@ def parts(tmp_path: Path) -> list[Part]:
     dump = {"rows": 100, "seconds": 6.0, "forward_seconds": 5.0}
     teachers = {"a": 1000, "b": 2000, "c": None}
     found = [teacher_part(teacher_manifest(n, p), tmp_path, dump, {"seconds": 10.0}) for n, p in teachers.items()]
-    found.append(fusion_part(fusion_manifest(), tmp_path, {"seconds": 2.0}, teachers))
+    found.append(fusion_part(fusion_manifest(), tmp_path, {"seconds": 2.0}, teachers, name="mean"))
     for role, accuracies in {"student": (0.8, 0.9), "hard_labels": (0.7, 0.7), "uniform_mean": (0.75, 0.95)}.items():
         for seed, accuracy in enumerate(accuracies):
             manifest = student_manifest(role, seed, accuracy)

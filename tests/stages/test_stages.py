@@ -116,6 +116,7 @@ def test_results_keep_the_contract(made):
     for row in results["rows"]:
         count[row["kind"], row["name"]] += 1
     assert count["student", "tiny"] == 2
+    assert [row["name"] for row in results["rows"] if row["kind"] == "fusion"] == ["weighted", "mean"]
     assert (
         count["baseline", "hard_labels"] == count["baseline", "best_single"] == count["baseline", "uniform_mean"] == 2
     )
