@@ -120,14 +120,11 @@ def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
     ours = lambda: epoch(fast, itertools.islice(iter(from_store), few))  # noqa: E731
     theirs = lambda: epoch(slow, online(itertools.islice(iter(labels_only), few)))  # noqa: E731
     batch = next(iter(labels_only))
-    forward = sum(min(seconds(lambda m=m: m.predict(batch.inputs)) for _ in range(5)) for m in models) * few
-    alone = min(seconds(ours) for _ in range(5))
-    compare(
-        f"{name}: teachers in the loop ÷ ours",
-        theirs,
-        ours,
-        f"limit from forward costs {(forward + alone) / alone:.0f}",
-    )
+    forward = lambda: [model.predict(batch.inputs) for _ in range(few) for model in models]  # noqa: E731
+    ours(), theirs()
+    times = [(seconds(theirs), seconds(ours), seconds(forward)) for _ in range(REPEATS)]
+    show(f"{name}: teachers in the loop ÷ ours", [online / offline for online, offline, _ in times])
+    show(f"{name}: (teachers' forward passes + ours) ÷ ours", [1 + alone / offline for _, offline, alone in times])
 
 
 def fuse_outputs(stores: list, calibrate: bool) -> torch.Tensor:
