@@ -12,6 +12,7 @@ from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, file_digest, read_manifest
 from pipeline.metrics import classification_metrics
 from pipeline.models import build_model, count_parameters, is_estimator
+from pipeline.models.taps import find_layer
 from pipeline.models.weights import load_weights
 from pipeline.teachers import SklearnTeacher, Teacher, TorchTeacher, fit_sklearn, fit_torch
 from pipeline.teachers.sklearn import ESTIMATOR, load_sklearn
@@ -56,6 +57,8 @@ def _train(ws: Workspace, entry: TeacherEntry, folder: Path) -> dict[str, Any]:
             estimator = fit_sklearn(model, ws.replayer, views=plain[: entry.fit_views], seed=entry.seed)
         SklearnTeacher(estimator, len(ws.classes)).save(folder)
         return {"parameters": None, "history": []}
+    for layer in ws.recipe.logits.features:  # what the dump will ask for must be there before the training is paid for
+        find_layer(model, layer, f"teacher.{entry.name}")
     fitted = _train_torch(ws, entry, prepare(model, ws.device), folder)
     return {"parameters": count_parameters(model), "history": fitted.history, "best_step": fitted.best_step}
 

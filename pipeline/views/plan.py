@@ -53,8 +53,8 @@ def make_splits(
 ) -> dict[str, Split]:
     """Return the splits train, calibration and test of a data set: labels int64 [N], -1 where a sample has none.
 
-    `calibration` and `test` are shares of the samples that could train; an official test split replaces the latter.
-    Both are stratified and labelled; `labelled` keeps that many train labels, stratified, and hides the rest.
+    `calibration` and `test` are shares of the labelled samples that could train, stratified; an official test split
+    replaces the latter; `labelled` keeps that many train labels, stratified, and hides the rest.
 
     Raises: StillroomError when a split comes out empty or more labels are asked for than there are.
     """
@@ -66,10 +66,9 @@ def make_splits(
         if max_test is not None:
             held_out = _stratified(labels, held_out, max_test, seed, "test")
     else:
-        held_out = _stratified(labels, rest[labels[rest] != UNLABELLED], round(test * len(rest)), seed, "test")
+        held_out = _share(labels, rest, test, seed, "test")
     rest = np.setdiff1d(rest, held_out)
-    size = round(calibration * len(rest))
-    calibration_ids = _stratified(labels, rest[labels[rest] != UNLABELLED], size, seed, "calibration")
+    calibration_ids = _share(labels, rest, calibration, seed, "calibration")
     train = np.setdiff1d(rest, calibration_ids)
     splits = {
         "train": Split(train, _visible_labels(labels, train, labelled, seed)),
@@ -83,6 +82,12 @@ def make_splits(
                 f"or add labelled samples ({len(labels)} samples, {int((labels >= 0).sum())} labelled)"
             )
     return splits
+
+
+def _share(labels: np.ndarray, ids: np.ndarray, share: float, seed: int, stream: str) -> np.ndarray:
+    """Return a share of the labelled ids, stratified: of all ids it could take every label there is."""
+    labelled = ids[labels[ids] != UNLABELLED]
+    return _stratified(labels, labelled, round(share * len(labelled)), seed, stream)
 
 
 def _visible_labels(labels: np.ndarray, train: np.ndarray, count: int | None, seed: int) -> np.ndarray:
