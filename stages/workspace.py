@@ -1,6 +1,7 @@
-"""Where a recipe's artefacts lie and what each is made from. Fingerprints follow from the recipe and the data alone,
+"""Where a recipe's artefacts lie and what each is made from.
 
-so a stage knows what is finished without opening the stages before it: distill needs no teacher, only its stores.
+Fingerprints follow from the recipe and the data alone, so a stage knows what is finished without opening
+the stages before it: distill needs no teacher, only its stores.
 """
 
 from collections.abc import Mapping, Sequence
@@ -52,7 +53,7 @@ class Workspace:
         """The data set, fetched if need be."""
         data = self.recipe.data
         return open_dataset(
-            str(data.name or Path(str(data.folder)).expanduser()) if data.name else _folder(str(data.folder)),
+            data.name or _folder(str(data.folder)),
             self.root / "raw",
             size=data.size,
             channels=data.channels,
