@@ -7,7 +7,7 @@ SETS := $(foreach word,$(SET),--set '$(word)')
 STAGES := data teachers logits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow bench verify status report fuse distill clean $(STAGES)
+.PHONY: help setup lint format test test-slow test-faults bench verify status report fuse distill clean $(STAGES)
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -52,6 +52,9 @@ test: setup ## Run the tests on both cores.
 
 test-slow: setup ## Run the tests that take minutes.
 	$(VENV)/bin/python -m pytest -m slow
+
+test-faults: setup ## Kill, rot, crowd and fill stores a hundred times over.
+	$(VENV)/bin/python -m pytest -m faults
 
 bench: setup ## Print performance ratios, each of two things run in turn.
 	@$(VENV)/bin/python -m tests.bench $(RECIPE)

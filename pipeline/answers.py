@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,16 +43,31 @@ class Teacher(Protocol):
 
 
 def check_answers(answers: Answers, num_classes: int, where: str) -> None:
-    """Raise StillroomError unless the logits are finite and of `num_classes` classes."""
+    """Raise StillroomError unless the logits are finite and of `num_classes` classes, and the features finite."""
+    check_width(answers, num_classes, where)
+    named = {"logits": answers.logits, **answers.features}
+    check_finite({name: finite_rows(values).cpu().numpy() for name, values in named.items()}, where)
+
+
+def check_width(answers: Answers, num_classes: int, where: str) -> None:
+    """Raise StillroomError unless the logits are of `num_classes` classes."""
     if answers.logits.shape[-1] != num_classes:
         raise StillroomError(
             f"{where}: answered with {answers.logits.shape[-1]} classes; expected {num_classes}, those of the data; "
             f"build it with num_classes={num_classes}"
         )
-    for name, values in {"logits": answers.logits, **answers.features}.items():
-        bad = ~torch.isfinite(values).flatten(1).all(1)
-        if bad.any():
+
+
+def finite_rows(values: Tensor) -> Tensor:
+    """Return whether every number of a row is finite: `[n, ...]` -> bool [n], on the same device."""
+    return torch.isfinite(values).flatten(1).all(1)
+
+
+def check_finite(finite: Mapping[str, np.ndarray], where: str) -> None:
+    """Raise StillroomError, naming the first row, unless all rows are finite: bool [n] by what they are finite in."""
+    for name, rows in finite.items():
+        if not rows.all():
             raise StillroomError(
-                f"{where}: {int(bad.sum())} of {len(bad)} rows have NaN or infinite {name} (first: row "
-                f"{int(bad.nonzero()[0])}); expected finite numbers; check the teacher's weights and inputs"
+                f"{where}: {int((~rows).sum())} of {len(rows)} rows have NaN or infinite {name} (first: row "
+                f"{int(rows.argmin())}); expected finite numbers; check the teacher's weights and inputs"
             )

@@ -1,6 +1,5 @@
 """The dump: one teacher answers on every row of the plan, once, into its store."""
 
-import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,19 +8,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.answers import Answers, Teacher, check_answers
+from pipeline.answers import Answers, Teacher, check_finite, check_width, finite_rows
 from pipeline.calibration import fit_temperature
-from pipeline.lineage import fingerprint
+from pipeline.encoding import Encoding, asked_codec
 from pipeline.metrics import classification_metrics
-from pipeline.store import CODECS, ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill, measure_error
-from pipeline.store.codecs import Codec
+from pipeline.store import ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
+from pipeline.store.codecs import measure_error
+from pipeline.store.codecs.base import RowKeys
+from pipeline.store.codecs.features import feature_codec_json, parse_feature_codec
+from pipeline.store.fields import field_array, field_specs
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
+from pipeline.transfer import HostCopies, Stopwatch, prefetched
 from pipeline.views import Replayer, ViewPlan
 
-VERSION = 1  # of what the dump writes for the same teacher and plan
+VERSION = 2  # of what the dump writes for the same teacher and plan
 REPLAYED_BYTES = 8 << 20  # of inputs replayed together
-MEASURED_ROWS = 1024  # of each block: enough for the codec's error, nothing against the forward pass
+FINITE = "finite"  # beside the arrays: which rows have finite logits, looked at on the host so that no GPU waits
+MEASURED_VALUES = 1 << 17  # logits of a block that the codec's error is measured on: nothing to the forward pass
 
 
 def split_shapes(plan: ViewPlan) -> dict[str, tuple[int, int]]:
@@ -39,17 +43,34 @@ def row_arrays(replayer: Replayer, block: Block) -> dict[str, np.ndarray]:
     }
 
 
-def teacher_layout(plan: ViewPlan, num_classes: int, feature_widths: Mapping[str, int], codec: str) -> Layout:
+def row_keys(plan: ViewPlan, block: Block) -> RowKeys:
+    """Return what makes each row's random draws its own."""
+    return RowKeys(plan.seed, block.view, plan.splits[block.split].ids[block.start : block.stop])
+
+
+def teacher_layout(plan: ViewPlan, encoding: Encoding) -> Layout:
     """Return the layout of a teacher store."""
-    features = {f"features/{layer}": ArraySpec((width,), "float16") for layer, width in feature_widths.items()}
-    logits = ArraySpec((num_classes,), CODECS[codec].dtype)
-    return Layout(split_shapes(plan), {"logits": logits, **features, **ROW_ARRAYS})
+    splits = split_shapes(plan)
+    arrays = field_specs("logits", encoding.codec, (encoding.num_classes,), tuple(splits))
+    for layer, fitted in encoding.features.items():
+        part = fitted.part(fitted.width)
+        arrays[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle)
+    return Layout(splits, {**arrays, **ROW_ARRAYS})
 
 
 def teacher_store_config(
-    teacher: str, plan: ViewPlan, *, classes: Sequence[str], features: Sequence[str], codec: str, precision: str
+    teacher: str,
+    plan: ViewPlan,
+    *,
+    classes: Sequence[str],
+    features: Sequence[str],
+    codec: Any,
+    precision: str,
+    max_kl: float = 1e-4,
+    feature_codec: Any = "fp16",
 ) -> dict[str, Any]:
     """Return what a teacher store is made from: `teacher` is the teacher's fingerprint."""
+    asked = asked_codec(codec, "logits.codec")
     return {
         "stage": "logits",
         "version": VERSION,
@@ -57,29 +78,46 @@ def teacher_store_config(
         "plan": plan.fingerprint,
         "classes": list(classes),
         "features": list(features),
-        "codec": codec,
+        "feature_codec": feature_codec_json(parse_feature_codec(feature_codec, "logits.feature_codec")),
+        "codec": asked,
+        "max_kl": max_kl if asked == "auto" else None,
         "precision": precision,
     }
 
 
-def open_writer(folder: Path, name: str, config: Mapping[str, Any], plan: ViewPlan, layout: Layout) -> StoreWriter:
-    """Return the writer of a teacher store."""
+def open_writer(
+    folder: Path,
+    name: str,
+    config: Mapping[str, Any],
+    plan: ViewPlan,
+    encoding: Encoding,
+    *,
+    weights: Mapping[str, str] | None = None,
+) -> StoreWriter:
+    """Return the writer of a teacher store; `weights` are the sha256 of the teacher's files by name."""
     attributes = {
-        "format": 1,
-        "kind": "teacher store",
-        "fingerprint": fingerprint(config),
         "plan": plan.config,
         "classes": config["classes"],
-        "codec": config["codec"],
         "fields": {"logits": "categorical"},
+        "weights": dict(weights or {}),
+        **encoding.attributes,
     }
-    return StoreWriter(folder, layout, kind="teacher store", name=name, config=config, attributes=attributes)
+    return StoreWriter(
+        folder,
+        teacher_layout(plan, encoding),
+        kind="teacher store",
+        name=name,
+        config=config,
+        attributes=attributes,
+        constants=encoding.constants,
+    )
 
 
 def dump(
     teacher: Teacher,
     replayer: Replayer,
     writer: StoreWriter,
+    encoding: Encoding,
     *,
     batch_size: int = 256,
     details: Mapping[str, Any],
@@ -88,49 +126,60 @@ def dump(
 ) -> Filled:
     """Fill a teacher store; `details` go into its manifest beside the teacher's figures on held-out rows.
 
+    On a GPU, replaying goes on a batch ahead in one thread and writing a block behind in another; a failure in either
+    stops the dump.
+
     Raises: StillroomError when an answer isn't finite or has another number of classes.
     """
-    codec = CODECS[writer.config["codec"]]
+    on_gpu = replayer.device.type == "cuda"
+    copies = HostCopies(replayer.device)
 
-    def compute(block: Block) -> Computed:
+    def compute(block: Block) -> Callable[[], Computed]:
         where = f"teacher.{writer.name}"
-        return answer(teacher, replayer, block, codec=codec, batch_size=batch_size, layout=writer.layout, where=where)
+        return answer(teacher, replayer, block, encoding, batch_size=batch_size, copies=copies, where=where)
 
     def figures() -> dict[str, Any]:
-        return {**details, **held_out_figures(writer, codec, replayer.plan)}
+        return {**details, **held_out_figures(writer, encoding, replayer.plan)}
 
-    return fill(writer, compute, run=run, on_block=on_block, details=figures)
+    behind = 2 if on_gpu else 0  # on a CPU torch owns every core, and one thread more only waits for one
+    return fill(writer, compute, run=run, write_behind=behind, on_block=on_block, details=figures)
 
 
 def answer(
     teacher: Teacher,
     replayer: Replayer,
     block: Block,
+    encoding: Encoding,
     *,
-    codec: Codec,
     batch_size: int,
-    layout: Layout,
+    copies: HostCopies | None = None,
     where: str = "teacher",
-) -> Computed:
-    """Return a teacher's answers on a block, encoded, with the codec's error and the seconds of the forward passes."""
-    parts: list[Answers] = []
-    forward, size = 0.0, teacher.rows_at_once or batch_size
-    for inputs in replayed(replayer, block, size):
-        begun = time.perf_counter()
-        parts.append(teacher.predict(inputs))
-        forward += time.perf_counter() - begun
-    num_classes = layout.arrays["logits"].tail[-1]
-    joined = _join(parts)
-    features = {layer: values.half() for layer, values in joined.features.items()}  # checked so: fp16 ends at 65504
-    check_answers(
-        Answers(joined.logits, features),
-        num_classes,
-        f"{where} on {block.split} view {block.view} rows {block.start}-{block.stop}",
-    )
-    arrays = {"logits": codec.encode(joined.logits), **row_arrays(replayer, block)}
-    arrays |= {f"features/{layer}": values.cpu().numpy() for layer, values in features.items()}
-    error = measure_error(codec, joined.logits[:MEASURED_ROWS])
-    return Computed(arrays, error, {"forward_seconds": forward})
+) -> Callable[[], Computed]:
+    """Let a teacher answer on a block and encode it where it answered; return what is left to do on the host.
+
+    That gives the block, with the codec's error and the seconds of the forward passes.
+    """
+    watch, parts = Stopwatch(replayer.device), list[Answers]()
+    for inputs in prefetched(replayed(replayer, block, teacher.rows_at_once or batch_size), replayer.device):
+        with watch:
+            parts.append(teacher.predict(inputs))
+    where = f"{where} on {block.split} view {block.view} rows {block.start}-{block.stop}"
+    answers, keys, codec = _join(parts), row_keys(replayer.plan, block), encoding.codec_in(block.split)
+    check_width(answers, encoding.num_classes, where)
+    encoded = encoding.encode(block, answers, keys, where)
+    tensors = {**encoded, FINITE: finite_rows(answers.logits)}
+    count = max(32, MEASURED_VALUES // encoding.num_classes)
+    tensors["measured"] = answers.logits[:count]
+    arrived = (copies or HostCopies(replayer.device)).send(tensors)
+
+    def on_host() -> Computed:
+        arrays = arrived()
+        check_finite({"logits": arrays.pop(FINITE)}, where)
+        some = torch.from_numpy(arrays.pop("measured"))
+        error = measure_error(codec, some, RowKeys(keys.seed, keys.view, keys.ids[: len(some)]))
+        return Computed({**arrays, **row_arrays(replayer, block)}, error, {"forward_seconds": watch.seconds})
+
+    return on_host
 
 
 def replayed(replayer: Replayer, block: Block, size: int) -> Iterator[Tensor]:
@@ -149,15 +198,22 @@ def _join(parts: Sequence[Answers]) -> Answers:
     )
 
 
-def held_out_figures(writer: StoreWriter, codec: Codec, plan: ViewPlan) -> dict[str, Any]:
+def held_out_figures(writer: StoreWriter, encoding: Encoding, plan: ViewPlan) -> dict[str, Any]:
     """Return the teacher's temperature, fitted on calibration rows, and its figures there and on test rows."""
-    logits = {name: codec.decode(writer.read(name, "logits")) for name in ("calibration", "test")}
+    logits = {name: _committed_logits(writer, encoding, name) for name in ("calibration", "test")}
     labels = {name: torch.from_numpy(plan.splits[name].labels) for name in logits}
     temperature = fit_temperature(logits["calibration"], labels["calibration"])
     return {
         "temperature": temperature,
         "scores": {name: scores(values, labels[name], temperature) for name, values in logits.items()},
     }
+
+
+def _committed_logits(writer: StoreWriter, encoding: Encoding, split: str) -> Tensor:
+    codec = encoding.codec_in(split)
+    parts = codec.parts(encoding.num_classes)
+    stored = {part: torch.from_numpy(writer.read(split, field_array("logits", part))) for part in parts}
+    return codec.decode(stored, encoding.num_classes)
 
 
 def scores(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Any]:

@@ -6,10 +6,13 @@ resumed leaves the same bytes as one that was not; what depends on the machine (
 """
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
 import platform
+import secrets
+import stat
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
@@ -20,6 +23,7 @@ from pipeline.errors import StaleStoreError, StillroomError
 
 MANIFEST, COST = "manifest.json", "cost.json"
 FORMAT = 1
+MAX_MANIFEST_BYTES = 64 << 20  # ours have a few KB; names of a million classes would take 20 MB
 
 
 def canonical_json(value: Any) -> str:
@@ -38,10 +42,34 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_file(path: Path, limit: int) -> bytes:
+    """Return the bytes of a small file of an artefact, which may come from a stranger.
+
+    Raises: ValueError for a link (it would show what isn't the artefact's own), for a pipe, a device or a folder, and
+    beyond `limit` bytes, before any is read; OSError.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)  # a pipe must not make anybody wait
+    except OSError as error:
+        if error.errno == errno.ELOOP:
+            raise ValueError("it is a link, no file") from error
+        raise
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no file")
+        if status.st_size > limit:
+            raise ValueError(f"it has {status.st_size:,} bytes, more than {limit:,}")
+        with open(descriptor, "rb", closefd=False) as file:
+            return file.read(limit)
+    finally:
+        os.close(descriptor)
+
+
 def write_durably(path: Path, content: bytes) -> None:
     """Write a file so that after a crash it is whole or not there: temp, fsync, rename, fsync of the folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    partial = path.with_name(partial_name(path.name))
     try:
         with partial.open("wb") as file:
             file.write(content)
@@ -55,6 +83,11 @@ def write_durably(path: Path, content: bytes) -> None:
             error.filename = str(path)  # a full disk is told with the file that found no room
         raise
     sync_folder(path.parent)
+
+
+def partial_name(name: str) -> str:
+    """Return a name to write a file under before it has its own: no two writers on any machine choose the same."""
+    return f".{name}.{os.getpid()}.{secrets.token_hex(4)}.partial"
 
 
 def sync_folder(folder: Path) -> None:
@@ -87,7 +120,11 @@ class Manifest:
         """Seal the artefact: from now on it is finished."""
         body = {**asdict(self), "fingerprint": self.fingerprint}
         body["seal"] = fingerprint(body)
-        write_durably(folder / MANIFEST, (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode())
+        write_durably(folder / MANIFEST, _as_written(body))
+
+
+def _as_written(body: Mapping[str, Any]) -> bytes:
+    return (json.dumps(body, indent=1, sort_keys=True, allow_nan=False) + "\n").encode()
 
 
 def artefact_folder(root: Path, name: str, config: Mapping[str, Any]) -> Path:
@@ -107,24 +144,34 @@ def read_manifest(folder: Path) -> Manifest | None:
     """
     path = folder / MANIFEST
     try:
-        body = json.loads(path.read_bytes())
+        content = read_file(path, MAX_MANIFEST_BYTES)
+        body = json.loads(content)
     except FileNotFoundError:
         return None
-    except (ValueError, RecursionError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise StillroomError(f"{path}: found no JSON ({error}); expected a manifest; delete the folder") from error
-    if not isinstance(body, dict) or not {"format", "seal", "config", "kind", "name"} <= body.keys():
+    found = body.get("format", FORMAT) if isinstance(body, dict) else FORMAT
+    if type(found) is not int or found != FORMAT:
+        raise StillroomError(f"{path}: format {found!r}; expected {FORMAT}; rebuild it with this release")
+    if not isinstance(body, dict) or body.keys() != {*_SAID, "format", "fingerprint", "seal"}:
         raise StillroomError(f"{path}: found other keys; expected a manifest of Stillroom; delete the folder")
-    if body["format"] != FORMAT:
-        raise StillroomError(f"{path}: format {body['format']!r}; expected {FORMAT}; rebuild it with this release")
-    seal, stated = body.pop("seal"), body.get("fingerprint")
+    seal, stated = body["seal"], body["fingerprint"]
     try:
-        is_whole = seal == fingerprint(body) and stated == fingerprint(body["config"])
-    except ValueError:  # NaN or infinity: no manifest was written with it
+        is_whole = content == _as_written(body)  # 1E-5 for 1e-5 is damage too, though it says the same
+        body.pop("seal")
+        is_whole = is_whole and seal == fingerprint(body) and stated == fingerprint(body["config"])
+    except (ValueError, RecursionError):  # NaN or infinity, or too deep: no manifest was written with it
         is_whole = False
     if not is_whole:
         raise StillroomError(f"{path}: its seal does not fit its content; it was edited or damaged; delete the folder")
     body.pop("fingerprint")
+    digests = body["digests"].values() if isinstance(body["digests"], dict) else ()
+    if not all(isinstance(body[key], kind) for key, kind in _SAID.items()) or {type(each) for each in digests} - {str}:
+        raise StillroomError(f"{path}: found other types; expected a manifest of Stillroom; delete the folder")
     return Manifest(**body)
+
+
+_SAID = {"kind": str, "name": str, "config": dict, "digests": dict, "metrics": dict, "details": dict}
 
 
 def require_manifest(folder: Path, kind: str, *, make_with: str) -> Manifest:
@@ -184,14 +231,16 @@ def write_cost(folder: Path, cost: Mapping[str, Any]) -> None:
     """Add what a run cost (seconds, rows, bytes) to the artefact's `cost.json`: numbers add up over resumed runs."""
     total = read_cost(folder)
     for key, value in cost.items():
-        total[key] = total.get(key, 0) + value if isinstance(value, int | float) else value
+        before = total.get(key, 0)
+        is_sum = isinstance(value, int | float) and isinstance(before, int | float)
+        total[key] = before + value if is_sum else value
     write_durably(folder / COST, (json.dumps(total, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_cost(folder: Path) -> dict[str, Any]:
     """Return what the artefact has cost so far, {} when nobody wrote it down."""
     try:
-        cost = json.loads((folder / COST).read_bytes())
-    except (FileNotFoundError, ValueError):
+        cost = json.loads(read_file(folder / COST, MAX_MANIFEST_BYTES))
+    except (OSError, ValueError, RecursionError):
         return {}
     return cost if isinstance(cost, dict) else {}

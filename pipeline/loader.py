@@ -4,7 +4,7 @@ What fits the memory budget is held whole and shuffled globally. Beyond it, bloc
 that one background thread fills. Either way the order is a pure function of (seed, epoch, step).
 """
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StaleStoreError
+from pipeline.sparse import SparseTargets
 from pipeline.store import Store, TargetStore
 from pipeline.views import Batch, Replayer, ViewLoader
 from pipeline.views.order import windowed_order
@@ -29,65 +30,107 @@ class Identified(Samples, Protocol):
         ...
 
 
-class Resident:
-    """Targets of every view in memory, as stored: int64 positions [B] -> float32 [B, ..., C]."""
+Rows = Tensor | SparseTargets  # what a loss learns from
 
-    def __init__(self, targets: TargetStore, array: str, split: str):
-        self._codec = targets.codec
-        self._views = [targets.read(split, array, view) for view in range(targets.layout.splits[split][0])]
+
+class Resident:
+    """Targets of every view in memory, as stored: int64 positions [B] -> what a loss learns from."""
+
+    def __init__(self, targets: TargetStore, field: str, split: str, device: torch.device):
+        self._targets, self._split, self._device = targets, split, device
+        self._views = [targets.read_field(split, field, view) for view in range(targets.layout.splits[split][0])]
 
     def order(self, epoch: int) -> np.ndarray | None:
         """Return None: any order will do."""
         return None
 
-    def rows(self, view: int, positions: np.ndarray) -> Tensor:
-        """Return targets of rows."""
-        return self._codec.decode(self._views[view][positions])
+    def rows(self, view: int, positions: np.ndarray) -> Rows:
+        """Return targets of rows, moved as they are stored and decoded where they are used."""
+        chosen = torch.from_numpy(positions)
+        stored = {part: _take(values, chosen).to(self._device) for part, values in self._views[view].items()}
+        return self._targets.decode(self._split, stored)
 
 
 class Streamed:
     """Targets read block by block, one window ahead of where the student is.
 
-    At most two windows are in memory: the one being shown and the one being read.
+    A background thread reads each window's chunks into one buffer and checks them; the student's thread picks its rows
+    from there. Two windows are in memory, in two buffers used in turn: the one being shown and the one being read.
     """
 
-    def __init__(self, targets: TargetStore, array: str, split: str, *, seed: int, window: int):
-        self._targets, self._array, self._split, self._seed, self._window = targets, array, split, seed, window
-        self._samples = targets.layout.splits[split][1]
-        self._size = targets.layout.block_rows
-        self._blocks: dict[tuple[int, int], Future[np.ndarray]] = {}
+    def __init__(self, targets: TargetStore, field: str, split: str, device: torch.device, *, seed: int, window: int):
+        self._targets, self._field, self._split, self._device = targets, field, split, device
+        self._seed, self._window = seed, window
+        self._samples, self._size = targets.layout.splits[split][1], targets.layout.block_rows
+        self._rows = targets.layout.chunk_rows(split)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="stillroom-reader")
-        self._windows: list[np.ndarray] = []
-        self._window_of: dict[int, int] = {}
+        self._read: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
+        self._spare: list[dict[str, Tensor]] = []
+        self._windows: list[np.ndarray] = []  # the blocks of each
+        self._place = np.zeros((2, -(-self._samples // self._size)), np.int64)  # window and slot there of each block
 
     def order(self, epoch: int) -> np.ndarray:
         """Return an epoch's positions, window by window: int64 [N]."""
         windows = windowed_order(self._seed, epoch, self._samples, self._size, self._window)
         self._windows = [np.unique(rows // self._size) for rows in windows]
-        self._window_of = {int(block): n for n, blocks in enumerate(self._windows) for block in blocks}
+        for number, blocks in enumerate(self._windows):
+            self._place[:, blocks] = [np.full(len(blocks), number), np.arange(len(blocks))]
+        self._let_go({})
         return np.concatenate(windows)
 
-    def rows(self, view: int, positions: np.ndarray) -> Tensor:
+    def rows(self, view: int, positions: np.ndarray) -> Rows:
         """Return targets of rows, waiting for blocks that are not there yet."""
-        wanted = [int(block) for block in np.unique(positions // self._size)]
-        self._read_ahead(view, {self._window_of[block] for block in wanted})
-        stored = {block: self._blocks[view, block].result() for block in wanted}
-        first = stored[wanted[0]]
-        out = np.empty((len(positions), *first.shape[1:]), first.dtype)
-        for block, values in stored.items():
-            mine = positions // self._size == block
-            out[mine] = values[positions[mine] - block * self._size]
-        return self._targets.codec.decode(out)
+        block, row = np.divmod(positions, self._size)
+        number, slot = self._place[:, block]
+        shown = {int(window) for window in np.unique(number)}
+        self._read_ahead(view, shown)
+        index = torch.from_numpy(slot * self._rows + row)
+        found = [(torch.from_numpy(number == window), self._read[view, window].result()) for window in sorted(shown)]
+        stored = {part: _picked([(mine, buffers[part]) for mine, buffers in found], index) for part in found[0][1]}
+        return self._targets.decode(self._split, {part: values.to(self._device) for part, values in stored.items()})
 
     def _read_ahead(self, view: int, shown: set[int]) -> None:
         """Hold the windows being shown and the one after; let go of the rest."""
-        held = {*shown, max(shown) + 1} & set(range(len(self._windows)))
-        wanted = [(view, int(block)) for number in sorted(held) for block in self._windows[number]]
-        self._blocks = {key: future for key, future in self._blocks.items() if key in wanted}
-        for key in wanted:
-            if key not in self._blocks:
-                block = self._targets.block(self._split, *key)
-                self._blocks[key] = self._reader.submit(self._targets.read_block, block, self._array)
+        held = sorted({*shown, max(shown) + 1} & set(range(len(self._windows))))
+        self._let_go({(view, number) for number in held})
+        for number in held:
+            if (view, number) not in self._read:
+                spare = self._spare.pop() if self._spare else None
+                self._read[view, number] = self._reader.submit(self._read_window, view, number, spare)
+
+    def _let_go(self, held: Collection[tuple[int, int]]) -> None:
+        for key in [key for key in self._read if key not in held]:
+            window = self._read.pop(key)
+            if not window.cancel() and window.exception() is None and len(self._spare) < 2:
+                self._spare.append(window.result())
+
+    def _read_window(self, view: int, number: int, spare: dict[str, Tensor] | None) -> dict[str, Tensor]:
+        """Return the chunks of a window's blocks one behind the other, by part."""
+        buffers = spare or self._targets.field_buffers(self._split, self._field, min(self._window, len(self._place[0])))
+        for slot, index in enumerate(self._windows[number]):
+            block = self._targets.block(self._split, view, int(index))
+            self._targets.read_field_into(block, self._field, buffers, slot)
+        return buffers
+
+
+def _picked(windows: Sequence[tuple[Tensor, Tensor]], index: Tensor) -> Tensor:
+    """Return rows from one window, or from the few that a batch at their border spans: `[B, ...]`."""
+    if len(windows) == 1:
+        return _take(windows[0][1], index)
+    out = torch.empty((len(index), *windows[0][1].shape[1:]), dtype=windows[0][1].dtype)
+    for mine, values in windows:
+        _signed(out)[mine] = _signed(_take(values, index[mine]))
+    return out
+
+
+def _take(values: Tensor, rows: Tensor) -> Tensor:
+    """Return rows of a tensor of any dtype: indexing knows no uint16 and uint32, their bytes it does."""
+    return _signed(values).index_select(0, rows).view(values.dtype)
+
+
+def _signed(values: Tensor) -> Tensor:
+    signed = {torch.uint16: torch.int16, torch.uint32: torch.int32}.get(values.dtype)
+    return values if signed is None else values.view(signed)
 
 
 class TargetLoader:
@@ -118,15 +161,13 @@ class TargetLoader:
     ):
         self.targets = targets
         self.replayer = open_replayer(targets, samples, device=device, check_rows=check_rows)
-        array = targets.array_at(temperature)
-        views, count = targets.layout.splits[split]
-        self.is_streaming = targets.layout.arrays[array].row_bytes * views * count > memory_budget
+        field, device = targets.field_at(temperature), torch.device(device)
+        self.is_streaming = targets.field_bytes(field, split) > memory_budget
         self._source: Resident | Streamed = (
-            Streamed(targets, array, split, seed=seed, window=window)
+            Streamed(targets, field, split, device, seed=seed, window=window)
             if self.is_streaming
-            else Resident(targets, array, split)
+            else Resident(targets, field, split, device)
         )
-        self._device = torch.device(device)
         self._views = ViewLoader(self.replayer, split, batch_size=batch_size, seed=seed, order=self._source.order)
 
     def __len__(self) -> int:
@@ -136,8 +177,7 @@ class TargetLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yield what is left of the current epoch."""
         for batch in self._views:
-            rows = self._source.rows(batch.view, batch.positions)
-            yield replace(batch, target_log_probs=rows.to(self._device).log_softmax(-1))
+            yield replace(batch, target_log_probs=self._source.rows(batch.view, batch.positions))
 
     def state_dict(self) -> dict[str, int]:
         """Return where the loader is: seed, epoch, step."""

@@ -28,21 +28,39 @@ DataDir = Annotated[Path, typer.Option("--data-dir", help="Where everything a ru
 Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
 Student = Annotated[str | None, typer.Option("--student", help="Only this student of the recipe.")]
 Fusion = Annotated[str | None, typer.Option("--fusion", help="This fusion of the recipe only.")]
+MaxGb = Annotated[
+    float | None, typer.Option("--max-gb", help="Fit all teacher stores into so many GB; says what is given up.")
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 DATA = Path("data")
 
 
-def _workspace(recipe: str, overrides: list[str] | None, data_dir: Path, *, fusion: str | None = None) -> "Workspace":
+def _workspace(
+    recipe: str,
+    overrides: list[str] | None,
+    data_dir: Path,
+    *,
+    fusion: str | None = None,
+    max_gb: float | None = None,
+) -> "Workspace":
     from rich.console import Console
 
     from stages.load import load_recipe
 
-    loaded = load_recipe(recipe, overrides or [], fusion=fusion)  # before torch: a mistyped name is told at once
+    budget = [] if max_gb is None else [f"logits.max_gb={float(max_gb)!r}"]
+    loaded = load_recipe(
+        recipe, [*(overrides or []), *budget], fusion=fusion
+    )  # before torch: a mistyped name is told at once
     from stages.memory import keep_freed_memory
     from stages.workspace import Workspace
 
     keep_freed_memory()
-    return Workspace(loaded, data_dir, Console())
+    ws = Workspace(loaded, data_dir, Console())
+    if loaded.logits.max_gb is None:
+        return ws
+    from stages.budget import within
+
+    return within(ws)
 
 
 def _guarded(work: Callable[[], int | None], debug: bool) -> None:
@@ -95,12 +113,16 @@ def data(
 
 @app.command(epilog="Example: stillroom teachers fashion --set teacher.resnet.epochs=20")
 def teachers(
-    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+    recipe: RecipeName = "fashion",
+    max_gb: MaxGb = None,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
 ) -> None:
     """Train the teachers that aren't there."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import teachers as stage
 
         stage.run(ws)
@@ -108,15 +130,34 @@ def teachers(
     _guarded(work, debug)
 
 
-@app.command(epilog="Example: stillroom logits fashion")
+@app.command(epilog="Example: stillroom logits fashion --max-gb 2")
 def logits(
-    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+    recipe: RecipeName = "fashion",
+    max_gb: MaxGb = None,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
 ) -> None:
     """Let each teacher answer once on every row, into its store."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import logits as stage
+
+        stage.run(ws)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom codecs fashion")
+def codecs(
+    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+) -> None:
+    """Show what each codec would make of the teachers' real answers: bytes, KL, agreement, speed."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import codecs as stage
 
         stage.run(ws)
 
@@ -127,6 +168,7 @@ def logits(
 def fuse(
     recipe: RecipeName = "fashion",
     fusion: Fusion = None,
+    max_gb: MaxGb = None,
     sets: Overrides = None,
     data_dir: DataDir = DATA,
     debug: Debug = False,
@@ -134,7 +176,7 @@ def fuse(
     """Fuse teacher stores into target stores and show the league table."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import fuse as stage
 
         stage.run(ws, fusion)
@@ -147,6 +189,7 @@ def distill(
     recipe: RecipeName = "fashion",
     student: Student = None,
     fusion: Fusion = None,
+    max_gb: MaxGb = None,
     sets: Overrides = None,
     data_dir: DataDir = DATA,
     debug: Debug = False,
@@ -154,7 +197,7 @@ def distill(
     """Train students and their baselines from the stores, then write the report."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, fusion=fusion)
+        ws = _workspace(recipe, sets, data_dir, fusion=fusion, max_gb=max_gb)
         from stages import distill as stage
         from stages import report as reporting
 
@@ -166,12 +209,16 @@ def distill(
 
 @app.command(epilog="Example: stillroom report fashion")
 def report(
-    recipe: RecipeName = "fashion", sets: Overrides = None, data_dir: DataDir = DATA, debug: Debug = False
+    recipe: RecipeName = "fashion",
+    max_gb: MaxGb = None,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
 ) -> None:
     """Write results.json and one self-contained page from what is finished."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import report as stage
 
         stage.run(ws)
@@ -204,6 +251,7 @@ def verify(
 def status(
     recipe: RecipeName = "fashion",
     as_json: Json = False,
+    max_gb: MaxGb = None,
     sets: Overrides = None,
     data_dir: DataDir = DATA,
     debug: Debug = False,
@@ -211,7 +259,7 @@ def status(
     """Say what exists, its size, what is stale, and what is still to be made."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import status as stage
 
         stage.run(ws, as_json=as_json)

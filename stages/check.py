@@ -3,6 +3,7 @@
 import dataclasses
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
+from functools import partial
 from typing import Any
 
 from pipeline.errors import StillroomError, near_names
@@ -83,20 +84,35 @@ def _own_key(entry: Named, key: str) -> str | None:
 
 
 def _fusions(recipe: Recipe) -> Iterator[str]:
+    from pipeline.encoding import asked_codec
     from pipeline.fusion import FUSIONS
-    from pipeline.store import CODECS
+    from pipeline.store.codecs.features import parse_feature_codec
 
-    teachers = [entry.name for entry in recipe.teacher]
-    yield from _unknown("logits.codec", "codec", recipe.logits.codec, CODECS)
+    teachers, logits = [entry.name for entry in recipe.teacher], recipe.logits
+    yield from _raised(lambda: asked_codec(logits.codec, "logits.codec"))
+    yield from _raised(lambda: parse_feature_codec(logits.feature_codec, "logits.feature_codec"))
     for entry in recipe.fusion:
         where = f"fusion.{entry.name}"
-        yield from _unknown(f"{where}.codec", "codec", entry.codec, CODECS)
+        yield from _raised(partial(asked_codec, entry.codec, f"{where}.codec"))
+        yield from _draws(recipe, entry, where)
         for teacher in entry.teachers or []:
             yield from _unknown(f"{where}.teachers", "teacher", teacher, teachers)
         if entry.strategy not in FUSIONS:
             yield from _unknown(f"{where}.strategy", "strategy", entry.strategy, FUSIONS)
         else:
             yield from _fusion_options(entry, where, FUSIONS[entry.strategy])
+
+
+def _draws(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
+    """Random draws are right on average at temperature 1 as they are, and after anything linear: nothing else."""
+    codec = recipe.logits.codec
+    kind = codec if isinstance(codec, str) else codec.get("kind")
+    linear = entry.strategy in ("mean", "weighted") and entry.options.get("of", "probabilities") == "probabilities"
+    if kind == "sampled" and not (linear and not entry.calibrate and entry.temperatures == [1.0]):
+        yield (
+            f"{where}: found teachers kept as random draws; expected strategy mean or weighted of probabilities, "
+            f"calibrate = false, temperatures = [1.0], for nothing else is unbiased; or keep another logits.codec"
+        )
 
 
 def _fusion_options(entry: FusionEntry, where: str, strategy: Callable[..., Any]) -> Iterator[str]:

@@ -3,14 +3,19 @@
 from collections.abc import Sequence
 from pathlib import Path
 
+import torch
 from rich.table import Table
 
 from pipeline import fuse
+from pipeline.encoding import stored_codec
+from pipeline.errors import StaleStoreError
 from pipeline.fusion import FUSIONS
-from pipeline.lineage import require_manifest
+from pipeline.lineage import differences, require_manifest
 from pipeline.report.numbers import span as as_span
-from pipeline.store import open_teacher
+from pipeline.store import TeacherStore, open_teacher
+from pipeline.store.reader import read_attributes
 from stages import data
+from stages.mend import examine
 from stages.recipe import FusionEntry
 from stages.show import progress
 from stages.workspace import Workspace
@@ -21,7 +26,7 @@ def run(ws: Workspace, only: str | None = None) -> None:
     entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
     ensure_teacher_stores(ws)
     for entry in entries:
-        ensure(ws, entry)
+        ensure(ws, entry, check=True)
     ws.console.print(league_table(ws, entries))
 
 
@@ -38,20 +43,41 @@ def ensure_teacher_stores(ws: Workspace) -> None:
         ws.say("logits", f"{name}: found in {folder.name}")
 
 
-def ensure(ws: Workspace, entry: FusionEntry) -> Path:
+def ensure(ws: Workspace, entry: FusionEntry, *, check: bool = False) -> Path:
     """Return the folder of a finished target store. Its teacher stores must be there."""
     folder = ws.target_folder(entry)
-    if ws.is_finished(folder):
+    mending = examine(ws, "fuse", entry.name, folder, check=check)
+    if mending.is_sound:
+        if check:
+            _check_parents(ws, entry, folder)
         ws.say("fuse", f"{entry.name}: found in {folder.name}")
         return folder
-    names = ws.fused_teachers(entry)
-    stores = [open_teacher(ws.teacher_store_folder(ws.recipe.find("teacher", name))) for name in names]
-    writer = fuse.open_writer(folder, entry.name, ws.target_config(entry), stores)
+    stores = _stores(ws, entry)
+    fusion, config, labels = FUSIONS[entry.strategy](**entry.options), ws.target_config(entry), ws.plan.splits
+    codec = stored_codec(folder, config) or fuse.choose_codec(
+        stores, fusion, config, torch.from_numpy(labels["calibration"].labels), f"fusion.{entry.name}"
+    )
+    writer = fuse.open_writer(folder, entry.name, config, stores, codec)
+    mending.begin(writer)
     with progress(ws.console, f"fuse {entry.name}", writer.layout.rows) as bar:
-        filled = fuse.fuse_stores(stores, FUSIONS[entry.strategy](**entry.options), writer, on_block=bar.by)
+        filled = fuse.fuse_stores(stores, fusion, writer, on_block=bar.by)
     ws.made(folder)
-    ws.say("fuse", f"{entry.name}: {len(names)} teachers, {filled.rows:,} rows in {as_span(filled.seconds)}")
+    ws.say("fuse", f"{entry.name}: {len(stores)} teachers, {filled.rows:,} rows in {as_span(filled.seconds)}")
     return folder
+
+
+def _stores(ws: Workspace, entry: FusionEntry) -> list[TeacherStore]:
+    return [open_teacher(ws.teacher_store_folder(ws.recipe.find("teacher", name))) for name in ws.fused_teachers(entry)]
+
+
+def _check_parents(ws: Workspace, entry: FusionEntry, folder: Path) -> None:
+    """Raise StaleStoreError when a teacher store has other bytes than the one that was fused."""
+    found, wanted = read_attributes(folder).get("parents", {}), fuse.parents_of(_stores(ws, entry))
+    differing = differences({"parents": found}, {"parents": wanted})
+    if differing:
+        raise StaleStoreError(
+            f"{folder}: fused from other teacher stores: {', '.join(differing)}; delete the folder to fuse them anew"
+        )
 
 
 def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:

@@ -1,68 +1,118 @@
-"""logits: each teacher answers once on every row, into its store."""
+"""logits: each teacher answers once on every row, into its store; damaged blocks of a finished store are made again."""
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from pipeline import dump
-from pipeline.lineage import read_manifest
+from pipeline.encoding import Encoding, choose_encoding, stored_encoding
+from pipeline.errors import StaleStoreError
+from pipeline.lineage import Manifest, differences, read_manifest, require_manifest
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
-from pipeline.store import Layout
+from pipeline.store.reader import read_attributes
+from pipeline.store.writer import StoreWriter
 from pipeline.teachers import Teacher
 from stages import data, teachers
 from stages.check import check_imported_teachers
+from stages.mend import examine
 from stages.recipe import TeacherEntry
 from stages.show import progress
 from stages.workspace import Workspace
 
 
 def run(ws: Workspace) -> None:
-    """Dump every teacher whose store isn't there."""
+    """Dump every teacher whose store isn't there; read every byte of those that are, and rebuild what is damaged."""
     data.run(ws)
     check_imported_teachers(ws.recipe)
     for entry in ws.recipe.teacher:
-        ensure(ws, entry)
+        ensure(ws, entry, check=True)
 
 
-def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
+def ensure(ws: Workspace, entry: TeacherEntry, *, check: bool = False) -> Path:
     """Return the folder of a finished teacher store. A teacher is trained, loaded or run only when it is not there."""
     folder = ws.teacher_store_folder(entry)
-    if ws.is_finished(folder):
+    mending = examine(ws, "logits", entry.name, folder, check=check)
+    if mending.is_sound:
+        if check:
+            _check_weights(ws, entry, folder)
         ws.say("logits", f"{entry.name}: found in {folder.name}")
         return folder
-    teacher_folder = teachers.ensure(ws, entry)
+    manifest = require_manifest(teachers.ensure(ws, entry), "teacher", make_with="stillroom teachers")
     teacher = teachers.load(ws, entry, layers=ws.recipe.logits.features)
-    layout = dump.teacher_layout(ws.plan, len(ws.classes), teacher.feature_widths, ws.recipe.logits.codec)
-    _predict_cost(ws, entry, teacher, layout)
-    writer = dump.open_writer(folder, entry.name, ws.teacher_store_config(entry), ws.plan, layout)
-    manifest = read_manifest(teacher_folder)
-    assert manifest is not None
+    config = ws.teacher_store_config(entry)
+    encoding = stored_encoding(folder, config) or _encoding(ws, entry, teacher)
+    writer = dump.open_writer(folder, entry.name, config, ws.plan, encoding, weights=manifest.digests)
+    mending.begin(writer)
+    return _dump(ws, entry, teacher, writer, encoding, manifest)
+
+
+def _encoding(ws: Workspace, entry: TeacherEntry, teacher: Teacher) -> Encoding:
+    logits, where = ws.recipe.logits, f"teacher.{entry.name}"
+    encoding = choose_encoding(
+        teacher,
+        ws.replayer,
+        num_classes=len(ws.classes),
+        codec=logits.codec,
+        max_kl=logits.max_kl,
+        feature_codec=logits.feature_codec,
+        where=where,
+        batch_size=logits.batch_size,
+    )
+    if logits.codec == "auto":
+        ws.say("logits", f"{entry.name}: codec {encoding.codec} is the smallest with a mean KL under {logits.max_kl:g}")
+    return encoding
+
+
+def _dump(
+    ws: Workspace, entry: TeacherEntry, teacher: Teacher, writer: StoreWriter, encoding: Encoding, manifest: Manifest
+) -> Path:
     details = {"parameters": manifest.details["parameters"], "seed": entry.seed, "weights": dict(manifest.digests)}
-    total = sum(len(block) for block in layout.blocks)
-    with progress(ws.console, f"dump {entry.name}", total) as bar:
+    missing = sum(map(len, writer.missing()))
+    _predict_cost(ws, entry, teacher, writer, missing)
+    with progress(ws.console, f"dump {entry.name}", missing) as bar:
         filled = dump.dump(
-            teacher, ws.replayer, writer, batch_size=ws.recipe.logits.batch_size, details=details, on_block=bar.by
+            teacher,
+            ws.replayer,
+            writer,
+            encoding,
+            batch_size=ws.recipe.logits.batch_size,
+            details=details,
+            on_block=bar.by,
         )
     ws.teacher_forwards += filled.rows
-    ws.made(folder)
-    written = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    ws.made(writer.folder)
+    written = sum(path.stat().st_size for path in writer.folder.rglob("*") if path.is_file())
     ws.say("logits", f"{entry.name}: {filled.rows:,} rows, {as_size(written)} in {as_span(filled.seconds)}")
-    return folder
+    return writer.folder
 
 
-def _predict_cost(ws: Workspace, entry: TeacherEntry, teacher: Teacher, layout: Layout) -> None:
+def _check_weights(ws: Workspace, entry: TeacherEntry, folder: Path) -> None:
+    """Raise StaleStoreError when the teacher that is there has other weights than the one that answered."""
+    manifest = read_manifest(ws.teacher_folder(entry))
+    found: Mapping[str, Any] = read_attributes(folder).get("weights", {})
+    if manifest is not None and (differing := differences({"weights": found}, {"weights": dict(manifest.digests)})):
+        raise StaleStoreError(
+            f"{folder}: made by another teacher: {', '.join(differing)}; delete the folder to let this one answer, or "
+            f"put the weights back"
+        )
+
+
+def _predict_cost(ws: Workspace, entry: TeacherEntry, teacher: Teacher, writer: StoreWriter, missing: int) -> None:
     """Say how large the store will be and how long it will take, from a short trial on real rows."""
+    layout = writer.layout
     size = min(teacher.rows_at_once or ws.recipe.logits.batch_size, len(ws.plan.splits["train"]))
-    rows = np.arange(size)
-    teacher.predict(ws.replayer.batch("train", 0, rows).inputs)  # the first call also pays for start-up
+    inputs = ws.replayer.batch("train", 0, np.arange(size)).inputs
+    teacher.predict(inputs).logits.cpu()  # the first call also pays for start-up; the copy waits for a GPU
     started = time.perf_counter()
-    teacher.predict(ws.replayer.batch("train", 0, rows).inputs)
-    seconds = (time.perf_counter() - started) / size * layout.rows
+    teacher.predict(inputs).logits.cpu()
+    seconds = (time.perf_counter() - started) / size * missing
     block = sum(spec.row_bytes for spec in layout.arrays.values()) * layout.block_rows
     ws.say(
         "logits",
-        f"{entry.name}: {layout.rows:,} rows to dump; about {as_size(layout.num_bytes)}, "
+        f"{entry.name}: {missing:,} of {layout.rows:,} rows to dump; at most {as_size(layout.num_bytes)} in all, about "
         f"{as_span(seconds)}, blocks of {as_size(block)} in memory",
     )

@@ -76,11 +76,17 @@ class TeacherEntry(Training):
     fit_views: Count = 4
 
 
+CodecEntry = str | dict[str, Any]  # a name, or { kind = ..., and its options }
+
+
 class Logits(Section):
-    """What is kept of each teacher."""
+    """What is kept of each teacher. `max_kl` limits `codec = "auto"`, in nats; `max_gb` all teacher stores together."""
 
     features: list[str] = ["penultimate"]
-    codec: str = "fp16"
+    feature_codec: CodecEntry = "fp16"
+    codec: CodecEntry = "fp16"
+    max_kl: Positive = 1e-4
+    max_gb: Positive | None = None
     batch_size: Count = 256  # larger buffers would pass glibc's 32 MB and be unmapped every time
 
 
@@ -91,7 +97,8 @@ class FusionEntry(Named):
     teachers: list[str] | None = None
     temperatures: list[Positive] = [1.0]
     calibrate: bool = True
-    codec: str = "fp16"
+    codec: CodecEntry = "fp16"
+    max_kl: Positive = 1e-4
 
 
 class LossEntry(Section):

@@ -14,7 +14,7 @@ from pipeline.report.numbers import span as as_span
 from stages import data, distill
 from stages.workspace import Workspace
 
-KINDS = ("plans", "teachers", "logits", "targets", "students")
+KINDS = ("plans", "budgets", "teachers", "logits", "targets", "students")
 
 
 @dataclass(frozen=True)

@@ -50,7 +50,7 @@ def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
 
 
 def _train(ws: Workspace, entry: TeacherEntry, folder: Path) -> dict[str, Any]:
-    model = _build(ws, entry)
+    model = build(ws, entry)
     if is_estimator(model):
         plain = [view for view in range(ws.plan.count) if not ws.plan.is_mixed("train", view)] or [0]
         with progress(ws.console, f"fit {entry.name}", None):
@@ -88,7 +88,8 @@ def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, folder: Path) -
     return fitted
 
 
-def _build(ws: Workspace, entry: TeacherEntry) -> Any:
+def build(ws: Workspace, entry: TeacherEntry) -> Any:
+    """Return a teacher's model, untrained: a module, or an estimator."""
     build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape)
     return seeded(lambda: build(where=f"teacher.{entry.name}", **entry.options), entry.seed)
 
@@ -125,5 +126,5 @@ def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str]) -> Teacher:
     if (folder / ESTIMATOR).exists():
         package = entry.model.partition(":")[0].split(".")[0]
         return SklearnTeacher(load_sklearn(folder / ESTIMATOR, package=package), len(ws.classes))
-    model = prepare(load_weights(_build(ws, entry), folder / WEIGHTS), ws.device)
+    model = prepare(load_weights(build(ws, entry), folder / WEIGHTS), ws.device)
     return TorchTeacher(model, layers, ws.dataset.shape, precision=ws.precision(entry))

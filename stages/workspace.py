@@ -128,6 +128,8 @@ class Workspace:
             classes=self.classes,
             features=logits.features,
             codec=logits.codec,
+            max_kl=logits.max_kl,
+            feature_codec=logits.feature_codec,
             precision=entry.precision,
         )
 
@@ -146,6 +148,7 @@ class Workspace:
             temperatures=fusion.temperatures,
             calibrate=fusion.calibrate,
             codec=fusion.codec,
+            max_kl=fusion.max_kl,
         )
 
     def fused_teachers(self, fusion: FusionEntry) -> list[str]:

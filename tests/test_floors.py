@@ -11,12 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FLOORS = {
     0: {"errors"},
-    1: {"views", "losses", "metrics", "models", "calibration", "answers", "lineage"},
-    2: {"datasets", "fusion"},
-    3: {"train", "store"},
-    4: {"teachers", "report"},
-    5: {"loader", "dump", "fuse"},
-    6: {"stages"},
+    1: {"sparse"},
+    2: {"views", "metrics", "models", "calibration", "answers", "lineage", "transfer"},
+    3: {"datasets", "fusion", "losses"},
+    4: {"train", "store"},
+    5: {"teachers", "report", "encoding"},
+    6: {"loader", "dump", "fuse", "budget"},
+    7: {"stages"},
 }
 FLOOR_OF = {noun: floor for floor, nouns in FLOORS.items() for noun in nouns}
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from pipeline import dump, fuse
+from pipeline.answers import Teacher
 from pipeline.datasets import ImageDataset
 from pipeline.datasets.images import digest_arrays
+from pipeline.encoding import Encoding, choose_encoding
 from pipeline.fusion import FUSIONS
 from pipeline.lineage import COST
 from pipeline.models import build_model
@@ -112,22 +114,55 @@ def make_teacher(seed: int = 0, *, num_classes: int = len(CLASSES), scale: float
     return TorchTeacher(model, ["penultimate"], SHAPE, precision="fp32")
 
 
+def make_encoding(
+    teacher: Teacher, replayer: Replayer, *, codec: Any = "fp16", max_kl: float = 1e-4, feature_codec: Any = "fp16"
+) -> Encoding:
+    """Return how a teacher's answers will lie on disk."""
+    return choose_encoding(
+        teacher,
+        replayer,
+        num_classes=teacher.model.classifier.out_features,
+        codec=codec,
+        max_kl=max_kl,
+        feature_codec=feature_codec,
+        where="teacher",
+    )
+
+
 def teacher_writer(
-    folder: Path, plan: ViewPlan, *, name: str = "a", codec: str = "fp16", classes: Sequence[str] = CLASSES
+    folder: Path,
+    replayer: Replayer,
+    encoding: Encoding,
+    *,
+    name: str = "a",
+    classes: Sequence[str] = CLASSES,
+    precision: str = "fp32",
+    weights: Mapping[str, str] | None = None,
+    **asked: Any,
 ) -> StoreWriter:
     """Return the writer of a teacher store for `make_teacher`'s answers."""
+    asked = {"codec": "fp16", **asked}
     config = dump.teacher_store_config(
-        f"teacher {name}", plan, classes=classes, features=["penultimate"], codec=codec, precision="fp32"
+        f"teacher {name}", replayer.plan, classes=classes, features=["penultimate"], precision=precision, **asked
     )
-    shape = dump.teacher_layout(plan, len(classes), {"penultimate": 8}, codec)
-    return dump.open_writer(folder, name, config, plan, shape)
+    return dump.open_writer(folder, name, config, replayer.plan, encoding, weights=weights)
 
 
-def dump_store(folder: Path, replayer: Replayer, *, seed: int = 0, **options: Any) -> TeacherStore:
-    """Return a finished teacher store."""
-    writer = teacher_writer(folder, replayer.plan, **options)
-    teacher = make_teacher(seed, num_classes=len(options.get("classes", CLASSES)))
-    dump.dump(teacher, replayer, writer, batch_size=7, details={"seed": seed})
+def dump_store(
+    folder: Path,
+    replayer: Replayer,
+    *,
+    seed: int = 0,
+    name: str = "a",
+    classes: Sequence[str] = CLASSES,
+    weights: Mapping[str, str] | None = None,
+    **asked: Any,
+) -> TeacherStore:
+    """Return a finished teacher store; `asked` is codec, max_kl and feature_codec."""
+    teacher = make_teacher(seed, num_classes=len(classes))
+    encoding = make_encoding(teacher, replayer, **asked)
+    writer = teacher_writer(folder, replayer, encoding, name=name, classes=classes, weights=weights, **asked)
+    dump.dump(teacher, replayer, writer, encoding, batch_size=7, details={"seed": seed})
     return open_teacher(folder)
 
 
@@ -138,7 +173,7 @@ def target_writer(
     strategy: str = "mean",
     temperatures: Sequence[float] = (1.0, 4.0),
     calibrate: bool = True,
-    codec: str = "fp16",
+    codec: Any = "fp16",
 ) -> StoreWriter:
     """Return the writer of a target store."""
     config = fuse.target_store_config(

@@ -1,9 +1,10 @@
 """Stores: what teachers and fusions said about every row, in Zarr, committed block by block and verified on reading."""
 
-from pipeline.store.codecs import CODECS, Codec, measure_error
-from pipeline.store.fill import Computed, Filled, StoreWriter, fill
+from pipeline.store.codecs import CODECS, Codec, measure_error, parse_codec
+from pipeline.store.fill import Filled, fill
 from pipeline.store.layout import ArraySpec, Block, Layout
 from pipeline.store.reader import Store, TargetStore, TeacherStore, open_targets, open_teacher, temperature_array
+from pipeline.store.writer import Computed, StoreWriter
 
 __all__ = [
     "CODECS",
@@ -21,5 +22,6 @@ __all__ = [
     "measure_error",
     "open_targets",
     "open_teacher",
+    "parse_codec",
     "temperature_array",
 ]

@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.codecs import Crc32cCodec
+
+from pipeline.store.chunks import compressors
+from pipeline.store.codecs.base import Shuffle
 
 TARGET_BYTES = 6 << 20
 MIN_ROWS, MAX_ROWS = 256, 16384
@@ -20,11 +22,16 @@ MIN_ROWS, MAX_ROWS = 256, 16384
 
 @dataclass(frozen=True)
 class ArraySpec:
-    """One array of every split: `[V, N, *tail]` when it belongs to rows, `[N, *tail]` when it belongs to samples."""
+    """One array of the splits it is in: `[V, N, *tail]` when it belongs to rows, `[N, *tail]` when to samples.
+
+    `shuffle` compresses its chunks (None: plain); `splits` None is all of them.
+    """
 
     tail: tuple[int, ...]
     dtype: str
     per_view: bool = True
+    shuffle: Shuffle | None = None
+    splits: tuple[str, ...] | None = None
 
     @property
     def row_bytes(self) -> int:
@@ -111,13 +118,26 @@ class Layout:
         """Bytes of all arrays, before any compression."""
         return sum(
             spec.row_bytes * samples * (views if spec.per_view else 1)
-            for views, samples in self.splits.values()
-            for spec in self.arrays.values()
+            for split, (views, samples) in self.splits.items()
+            for spec in self.arrays_in(split).values()
         )
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are, counted without listing them."""
+        return sum(views * -(-samples // self.block_rows) for views, samples in self.splits.values())
+
+    def arrays_in(self, split: str) -> dict[str, ArraySpec]:
+        """Return the arrays of a split."""
+        return {name: spec for name, spec in self.arrays.items() if spec.splits is None or split in spec.splits}
 
     def arrays_of(self, block: Block) -> dict[str, ArraySpec]:
         """Return the arrays a block has a chunk of: those of samples are written with view 0."""
-        return {name: spec for name, spec in self.arrays.items() if spec.per_view or block.view == 0}
+        return {n: spec for n, spec in self.arrays_in(block.split).items() if spec.per_view or block.view == 0}
+
+    def chunk_rows(self, split: str) -> int:
+        """Return the rows of a split's chunks, of which the last one may be partly fill values."""
+        return min(self.block_rows, self.splits[split][1])
 
     def chunk_path(self, block: Block, name: str) -> str:
         """Return where a block's chunk of an array lies, relative to the store."""
@@ -125,23 +145,50 @@ class Layout:
         place = [block.view, block.index] if spec.per_view else [block.index]
         return "/".join([block.split, name, "c", *map(str, place), *("0" for _ in spec.tail)])
 
-    def metadata(self, attributes: Mapping[str, Any]) -> dict[str, bytes]:
-        """Return every `zarr.json` of the store by relative path, as Zarr writes them."""
+    def description(self) -> dict[str, Any]:
+        """Return the layout as JSON, for the manifest."""
+        return {
+            "block_rows": self.block_rows,
+            "splits": {name: list(shape) for name, shape in self.splits.items()},
+            "arrays": {name: _spec_json(spec) for name, spec in self.arrays.items()},
+        }
+
+    def metadata(
+        self, attributes: Mapping[str, Any], constants: Mapping[str, np.ndarray] | None = None
+    ) -> dict[str, bytes]:
+        """Return every `zarr.json` of the store by relative path, as Zarr writes them.
+
+        `constants` are small arrays that belong to no row (what a codec was fitted to), written whole with them.
+        """
         with tempfile.TemporaryDirectory() as scratch:
             root = zarr.open_group(scratch, mode="w", zarr_format=3, attributes=dict(attributes))
             for split, (views, samples) in self.splits.items():
                 group = root.create_group(split)
-                for name, spec in self.arrays.items():
-                    shape = (views, samples, *spec.tail) if spec.per_view else (samples, *spec.tail)
-                    rows = min(self.block_rows, samples)
+                for name, spec in self.arrays_in(split).items():
+                    rows = self.chunk_rows(split)
                     group.create_array(
                         name,
-                        shape=shape,
+                        shape=(views, samples, *spec.tail) if spec.per_view else (samples, *spec.tail),
                         chunks=(1, rows, *spec.tail) if spec.per_view else (rows, *spec.tail),
                         dtype=spec.dtype,
                         fill_value=spec.fill_value,
-                        compressors=[Crc32cCodec()],
+                        compressors=compressors(spec.dtype, spec.shuffle),
                         config={"write_empty_chunks": True},
                     )
+            for name, values in (constants or {}).items():
+                root.create_array(
+                    name, data=values, chunks=values.shape or "auto", compressors=compressors(str(values.dtype), None)
+                )
             folder = Path(scratch)
-            return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("zarr.json"))}
+            return {
+                str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
+            }
+
+
+def _spec_json(spec: ArraySpec) -> dict[str, Any]:
+    described: dict[str, Any] = {"tail": list(spec.tail), "dtype": spec.dtype, "per_view": spec.per_view}
+    if spec.shuffle is not None:
+        described["shuffle"] = spec.shuffle
+    if spec.splits is not None:
+        described["splits"] = list(spec.splits)
+    return described

@@ -1,23 +1,31 @@
 """Reading stores: nothing leaves here whose bytes are not those that were committed.
 
-Each chunk's sha256 is checked against its record the first time it is read, each record against the sealed manifest
-when the store is opened. A missing, short, swapped or flipped chunk is an error that names store, array and rows.
+Each chunk is read once, whole, and its crc32c compared with the one in its commit record, at memory speed, each time;
+each record is checked against the sealed manifest when the store is opened. A missing, short, swapped, foreign or
+flipped chunk is an error that names store, array and rows. `verify` also recomputes the sha256 of every chunk.
 """
 
-import hashlib
+import json
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import zarr
+import torch
 from torch import Tensor
 
 from pipeline.errors import CorruptBlockError, StillroomError
-from pipeline.lineage import Manifest, file_digest, require_manifest
-from pipeline.store.codecs import CODECS
-from pipeline.store.fill import RECORDS, read_records, records_digest
-from pipeline.store.layout import ArraySpec, Block, Layout
+from pipeline.lineage import require_manifest
+from pipeline.sparse import SparseTargets
+from pipeline.store.chunks import DamagedChunk, load
+from pipeline.store.codecs import Codec, parse_codec
+from pipeline.store.codecs.features import Fitted, restore
+from pipeline.store.describe import check_places, check_seal, layout_of, read_constant
+from pipeline.store.fields import field_array, held_out_codec
+from pipeline.store.layout import Block
+from pipeline.store.records import read_records
+from pipeline.store.writer import FORMAT, ROOT
 from pipeline.views import Split, ViewPlan, transform_from_spec
 
 MAKE_WITH = {"teacher store": "stillroom logits", "target store": "stillroom fuse"}
@@ -29,13 +37,14 @@ class Store:
     def __init__(self, folder: Path | str, kind: str):
         self.folder = Path(folder)
         self.manifest = require_manifest(self.folder, kind, make_with=MAKE_WITH[kind])
-        self.layout = layout_of(self.manifest)
-        self.records = read_records(self.folder, self.layout)
+        self.layout = layout_of(self.manifest, self.folder)
+        check_places(self.folder, self.layout)
+        self.attributes = read_attributes(self.folder)
+        self.format = _format(self.folder, self.attributes)
+        named = None if self.format == 1 else self.fingerprint
+        self.records = read_records(self.folder, self.layout, named)
         check_seal(self.folder, self.manifest, self.records)
-        self.group = zarr.open_group(self.folder, mode="r")
-        self.attributes: Mapping[str, Any] = self.group.attrs["stillroom"]  # type: ignore[assignment]
-        self._arrays: dict[tuple[str, str], Any] = {}
-        self._checked: set[str] = set()
+        self._checked: set[str] = set()  # chunks of format 1, whose records hold no crc32c: sha256 at the first read
         self._blocks = {(b.split, b.view, b.index): b for b in self.layout.blocks}
 
     @property
@@ -58,30 +67,95 @@ class Store:
 
     def read_block(self, block: Block, name: str) -> np.ndarray:
         """Return a block of an array: `[n, *tail]`, as stored. Raises CorruptBlockError."""
-        if not self.layout.arrays[name].per_view:
+        spec = self.layout.arrays[name]
+        out = np.empty((self.layout.chunk_rows(block.split), *spec.tail), spec.dtype)
+        self.read_block_into(block, name, out)
+        return out[: len(block)]
+
+    def read_block_into(self, block: Block, name: str, out: np.ndarray, *, thorough: bool = False) -> None:
+        """Fill `out` with a block's whole chunk of an array: `[chunk_rows, *tail]`, of which the last may be padding.
+
+        `thorough` also recomputes its sha256. Raises: CorruptBlockError.
+        """
+        spec = self.layout.arrays[name]
+        if not spec.per_view:
             block = self.block(block.split, 0, block.index)  # whose record holds the chunks of samples
         path = self.layout.chunk_path(block, name)
-        if path not in self._checked:
-            fault = chunk_fault(self.folder / path, self.records[block.key]["chunks"][path])
-            if fault:
-                raise CorruptBlockError(
-                    f"{self.folder}: {name} of {block.split} view {block.view} rows {block.start}-{block.stop}: "
-                    f"{fault}; delete the folder and run '{MAKE_WITH[self.manifest.kind]}' to rebuild it"
-                )
-            self._checked.add(path)
-        array, rows = self._array(block.split, name), slice(block.start, block.stop)
-        return array[(block.view, rows) if self.layout.arrays[name].per_view else rows]
+        chunk = self.records[block.key]["chunks"][path]
+        crc32c = chunk.get("crc32c")
+        once = crc32c is None and path not in self._checked
+        try:
+            load(
+                self.folder / path,
+                out,
+                spec.shuffle,
+                num_bytes=chunk["bytes"],
+                crc32c=crc32c,
+                sha256=chunk["sha256"] if thorough or once else None,
+            )
+        except DamagedChunk as fault:
+            raise CorruptBlockError(
+                f"{self.folder}: {name} of {block.split} view {block.view} rows {block.start}-{block.stop}: "
+                f"{fault}; run '{MAKE_WITH[self.manifest.kind]}' to rebuild these rows"
+            ) from fault
+        self._checked.add(path)
 
     def read(self, split: str, name: str, view: int = 0) -> np.ndarray:
         """Return one view of an array, whole: `[N, *tail]`, as stored."""
         return np.concatenate([self.read_block(block, name) for block in self.blocks(split, view)])
 
-    def _array(self, split: str, name: str) -> Any:
-        if (split, name) not in self._arrays:
-            self._arrays[split, name] = zarr.open_array(
-                self.folder / split / name, mode="r", config={"read_missing_chunks": False}
-            )
-        return self._arrays[split, name]
+    def read_field(self, split: str, field: str, view: int = 0) -> dict[str, Tensor]:
+        """Return one view of a field, whole, as stored: its parts by name, each `[N, ..., *tail]`."""
+        codec = self.codec_in(split)
+        return {
+            part: torch.from_numpy(self.read(split, field_array(field, part), view))
+            for part in codec.parts(self.num_classes)
+        }
+
+    def field_block(self, block: Block, field: str) -> dict[str, Tensor]:
+        """Return a block of a field as stored: its parts by name, each `[n, ..., *tail]`."""
+        codec = self.codec_in(block.split)
+        return {
+            part: torch.from_numpy(self.read_block(block, field_array(field, part)))
+            for part in codec.parts(self.num_classes)
+        }
+
+    def field_buffers(self, split: str, field: str, chunks: int) -> dict[str, Tensor]:
+        """Return room for so many chunks of a field, one behind the other: its parts by name."""
+        rows, parts = chunks * self.layout.chunk_rows(split), self.codec_in(split).parts(self.num_classes)
+        specs = {part: self.layout.arrays[field_array(field, part)] for part in parts}
+        return {part: torch.from_numpy(np.empty((rows, *spec.tail), spec.dtype)) for part, spec in specs.items()}
+
+    def read_field_into(self, block: Block, field: str, buffers: Mapping[str, Tensor], slot: int) -> None:
+        """Read a block's chunks of a field into the buffers, at the chunk's place `slot`. Raises CorruptBlockError."""
+        rows = self.layout.chunk_rows(block.split)
+        for part, buffer in buffers.items():
+            self.read_block_into(block, field_array(field, part), buffer.numpy()[slot * rows : (slot + 1) * rows])
+
+    def field_bytes(self, field: str, split: str) -> int:
+        """Return what a split's field takes in memory as stored, all views, in bytes."""
+        views, samples = self.layout.splits[split]
+        parts = self.codec_in(split).parts(self.num_classes)
+        return views * samples * sum(self.layout.arrays[field_array(field, part)].row_bytes for part in parts)
+
+    def codec_in(self, split: str) -> Codec:
+        """Return the codec of a split's fields: what a held-out split is judged by is never sparse."""
+        return self.codec if split == "train" else held_out_codec(self.codec)
+
+    @cached_property
+    def codec(self) -> Codec:
+        """How its field lies on disk."""
+        return parse_codec(self.attributes["codec"], str(self.folder))
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of the last axis."""
+        return tuple(self.attributes["classes"])
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return len(self.classes)
 
     def plan(self) -> ViewPlan:
         """Return the view plan the rows were made by, rebuilt from the store alone.
@@ -113,20 +187,38 @@ class TeacherStore(Store):
 
     def __init__(self, folder: Path | str):
         super().__init__(folder, "teacher store")
-        self.codec = CODECS[self.attributes["codec"]]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes, in the order of the last axis."""
-        return tuple(self.attributes["classes"])
 
     def logits_block(self, block: Block) -> Tensor:
         """Return a block's logits, up to a constant a row: float32 [n, ..., C]."""
-        return self.codec.decode(self.read_block(block, "logits"))
+        return self.codec_in(block.split).decode(self.field_block(block, "logits"), self.num_classes)
 
     def logits(self, split: str, view: int = 0) -> Tensor:
         """Return one view's logits, up to a constant a row: float32 [N, ..., C]."""
-        return self.codec.decode(self.read(split, "logits", view))
+        return torch.cat([self.logits_block(block) for block in self.blocks(split, view)])
+
+    @property
+    def feature_layers(self) -> tuple[str, ...]:
+        """The layers whose features are kept."""
+        return tuple(name.removeprefix("features/") for name in self.layout.arrays if name.startswith("features/"))
+
+    def feature_codec(self, layer: str) -> Fitted:
+        """Return how a layer's features lie on disk, as it was fitted before the dump."""
+        described = self.attributes.get("features", {}).get(layer)
+        if described is None:  # format 1
+            width = self.layout.arrays[f"features/{layer}"].tail[-1]
+            return restore({"kind": "fp16"}, {}, width)
+        prefix = f"fitted/features/{layer}/"
+        arrays = {name: read_constant(self.folder, prefix + name) for name in described["arrays"]}
+        return restore(described["codec"], arrays, described["width"])
+
+    def features(self, split: str, layer: str, view: int = 0) -> Tensor:
+        """Return one view of a layer's features: float32 [N, D], or [N, k] where they were projected."""
+        if layer not in self.feature_layers:
+            raise StillroomError(
+                f"{self.folder}: found features of {list(self.feature_layers)}; expected {layer!r}; add it to "
+                f"logits.features and run 'stillroom logits'"
+            )
+        return self.feature_codec(layer).decode(torch.from_numpy(self.read(split, f"features/{layer}", view)))
 
 
 class TargetStore(Store):
@@ -134,12 +226,6 @@ class TargetStore(Store):
 
     def __init__(self, folder: Path | str):
         super().__init__(folder, "target store")
-        self.codec = CODECS[self.attributes["codec"]]
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes, in the order of the last axis."""
-        return tuple(self.attributes["classes"])
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -151,8 +237,8 @@ class TargetStore(Store):
         """The teachers, in the order of the weights' last axis."""
         return tuple(self.attributes["teachers"])
 
-    def array_at(self, temperature: float) -> str:
-        """Return the name of the array that holds log p_F at this temperature. Raises StillroomError."""
+    def field_at(self, temperature: float) -> str:
+        """Return the name of the field that holds log p_F at this temperature. Raises StillroomError."""
         if temperature not in self.temperatures:
             raise StillroomError(
                 f"{self.folder}: found targets at temperatures {list(self.temperatures)}; expected {temperature}; "
@@ -162,7 +248,15 @@ class TargetStore(Store):
 
     def log_probs(self, split: str, view: int = 0, *, temperature: float = 1.0) -> Tensor:
         """Return one view's targets: float32 [N, ..., C], log p_F taken at the temperature."""
-        return self.codec.decode(self.read(split, self.array_at(temperature), view)).log_softmax(-1)
+        stored = self.read_field(split, self.field_at(temperature), view)
+        return self.codec_in(split).decode(stored, self.num_classes).log_softmax(-1)
+
+    def decode(self, split: str, stored: Mapping[str, Tensor]) -> Tensor | SparseTargets:
+        """Return what a loss learns from: log-probabilities [B, ..., C], or what a sparse codec keeps of them."""
+        codec = self.codec_in(split)
+        if codec.is_sparse:
+            return codec.sparse(stored)  # type: ignore[attr-defined]
+        return codec.decode(stored, self.num_classes).log_softmax(-1)
 
 
 def temperature_array(temperature: float) -> str:
@@ -170,41 +264,24 @@ def temperature_array(temperature: float) -> str:
     return f"log_probs/t{temperature:.12g}"
 
 
-def layout_of(manifest: Manifest) -> Layout:
-    """Return the layout that a store's manifest describes."""
-    details = manifest.details
-    return Layout(
-        {name: (views, samples) for name, (views, samples) in details["splits"].items()},
-        {name: ArraySpec(tuple(a["tail"]), a["dtype"], a["per_view"]) for name, a in details["arrays"].items()},
-        details["block_rows"],
-    )
-
-
-def check_seal(folder: Path, manifest: Manifest, records: Mapping[str, Any]) -> None:
-    """Raise CorruptBlockError unless records and Zarr metadata are those that the manifest sealed."""
-    if records_digest(records) != manifest.digests[RECORDS]:
-        raise CorruptBlockError(f"{folder}: the commit records are not those the manifest sealed; rebuild the store")
-    for path, wanted in manifest.digests.items():
-        if path == RECORDS:
-            continue
-        if not (folder / path).is_file() or file_digest(folder / path) != wanted:
-            raise CorruptBlockError(f"{folder / path}: missing or edited; expected sha256 {wanted[:12]}; rebuild it")
-
-
-def chunk_fault(path: Path, wanted: Mapping[str, Any]) -> str | None:
-    """Return what is wrong with a chunk's file, None when its bytes are those that were committed."""
+def read_attributes(folder: Path) -> Mapping[str, Any]:
+    """Return what the store's root `zarr.json` says of it. Raises StillroomError when it says nothing."""
+    path = folder / ROOT
     try:
-        content = path.read_bytes()
-    except FileNotFoundError:
-        return "the chunk is missing"
-    except OSError as error:
-        return f"the chunk cannot be read ({error})"
-    if len(content) != wanted["bytes"]:
-        return f"the chunk has {len(content)} bytes, the commit record says {wanted['bytes']}"
-    found = hashlib.sha256(content).hexdigest()
-    if found != wanted["sha256"]:
-        return f"sha256 {found[:12]}, the commit record says {wanted['sha256'][:12]}"
-    return None
+        return json.loads(path.read_bytes())["attributes"]["stillroom"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptBlockError(
+            f"{path}: found no attributes of a store ({error!r}); expected those that were sealed; rebuild the store"
+        ) from error
+
+
+def _format(folder: Path, attributes: Mapping[str, Any]) -> int:
+    found = attributes.get("format") if isinstance(attributes, Mapping) else None
+    if not isinstance(found, int) or found not in range(1, FORMAT + 1):
+        raise StillroomError(
+            f"{folder}: found store format {found!r}; expected 1 to {FORMAT}; read it with the release that wrote it"
+        )
+    return found
 
 
 def open_teacher(folder: Path | str) -> TeacherStore:

@@ -4,10 +4,12 @@ Their logits are log-probabilities floored at PROBABILITY_FLOOR: a forest says e
 and log 0 would let one teacher veto a class for all. Saved with skops: no pickle is ever read.
 """
 
+import io
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
+from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 
 import numpy as np
 import torch
@@ -15,9 +17,11 @@ from torch import Tensor
 
 from pipeline.answers import Answers
 from pipeline.errors import StillroomError
+from pipeline.lineage import write_durably
 from pipeline.views import Replayer
 
 ESTIMATOR = "estimator.skops"
+SCHEMA = "schema.json"  # in it
 PROBABILITY_FLOOR = 1e-4
 
 
@@ -41,8 +45,7 @@ class SklearnTeacher:
         """Write `estimator.skops`."""
         import skops.io
 
-        folder.mkdir(parents=True, exist_ok=True)
-        skops.io.dump(self.estimator, folder / ESTIMATOR)
+        write_durably(folder / ESTIMATOR, renumbered(skops.io.dumps(self.estimator)))
         return [ESTIMATOR]
 
 
@@ -59,6 +62,39 @@ def fit_sklearn(estimator: Any, replayer: Replayer, *, views: Sequence[int], see
     inputs = torch.cat([batch.inputs for batch in batches]).flatten(1).cpu().numpy()
     labels = torch.cat([batch.labels for batch in batches]).cpu().numpy()
     return estimator.fit(inputs, labels)
+
+
+def renumbered(content: bytes) -> bytes:
+    """Return a skops file with its objects numbered from 1 instead of by memory address, and no dates.
+
+    The same estimator then has the same bytes, so that a teacher trained again is known to be the same one.
+    """
+    source, numbers = ZipFile(io.BytesIO(content)), dict[int, int]()
+
+    def number(address: int) -> int:
+        return numbers.setdefault(address, len(numbers) + 1)
+
+    def file_name(name: str) -> str:
+        stem, dot, suffix = name.partition(".")
+        return f"{number(int(stem))}{dot}{suffix}" if stem.isdigit() else name
+
+    def renumber(node: Any) -> None:
+        if isinstance(node, dict):
+            if "__id__" in node:
+                node["__id__"] = number(node["__id__"])
+            if isinstance(node.get("file"), str):
+                node["file"] = file_name(node["file"])
+        for child in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+            renumber(child)
+
+    schema = json.loads(source.read(SCHEMA))
+    renumber(schema)
+    written = io.BytesIO()
+    with ZipFile(written, "w", ZIP_DEFLATED) as target:
+        for name in source.namelist():
+            numbered = json.dumps(schema).encode() if name == SCHEMA else source.read(name)
+            target.writestr(ZipInfo(file_name(name)), numbered, ZIP_DEFLATED)
+    return written.getvalue()
 
 
 def load_sklearn(path: Path, *, package: str) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pipeline.sparse import SparseTargets
 from pipeline.views.plan import ViewPlan
 from pipeline.views.transforms import as_float
 
@@ -35,7 +36,8 @@ class Batch:
     """Rows ready for a model. `labels` are -1 where hidden; partners and mix are None on views that are not mixed.
 
     `inputs` float32 [B, C, H, W]; `labels`, `partner_labels` int64 [B]; `mix` float32 [B], the share of the row's
-    own label; `positions` int64 [B] within the split; `target_log_probs` [B, ..., C] when a target store is joined.
+    own label; `positions` int64 [B] within the split; `target_log_probs` [B, ..., C], or
+    those of some classes a row, when a target store is joined.
     """
 
     inputs: Tensor
@@ -44,7 +46,7 @@ class Batch:
     mix: Tensor | None
     positions: np.ndarray
     view: int
-    target_log_probs: Tensor | None = None
+    target_log_probs: Tensor | SparseTargets | None = None
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -137,11 +137,11 @@ def test_logits_killed_at_any_block_continue_and_end_byte_for_byte_the_same(made
     asked, answer = [], dump.answer
     for kill_at in (1, 2, 3):
 
-        def dies(teacher, replayer, block, **options):
+        def dies(teacher, replayer, block, encoding, **options):
             if len(asked) == kill_at:  # noqa: B023
                 raise Killed
             asked.append(block)
-            return answer(teacher, replayer, block, **options)
+            return answer(teacher, replayer, block, encoding, **options)
 
         monkeypatch.setattr(dump, "answer", dies)
         with pytest.raises(Killed):
@@ -243,7 +243,7 @@ def test_verify_says_sound_unsound_and_not_a_store(home, capsys):
     chunk.write_bytes(content)
     capsys.readouterr()
     assert verify.run(store, ws=None, as_json=False) == 1
-    assert f"{store}: logits train view 0 rows 0-400: sha256" in capsys.readouterr().out
+    assert f"{store}: logits train view 0 rows 0-400: crc32c" in capsys.readouterr().out
     assert verify.run(store, ws=None, as_json=True) == 1
     assert json.loads(capsys.readouterr().out)["faults"][0]["array"] == "logits"
     assert verify.run(home / "data" / "students", ws=None, as_json=False) == 2

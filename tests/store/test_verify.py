@@ -69,7 +69,7 @@ def test_a_harmed_chunk_is_told_by_store_array_and_rows(teacher, harm, array):
     (fault,) = verify(teacher)
     assert (fault.store, fault.array, fault.rows) == (str(teacher), array, rows)
     assert str(fault).startswith(f"{teacher}: {array} {rows}: ")
-    with pytest.raises(CorruptBlockError, match=rf"{teacher}: {array} of {rows}: .*; delete the folder and run"):
+    with pytest.raises(CorruptBlockError, match=rf"{array} of {rows}: .*; run 'stillroom logits' to rebuild"):
         read_all(teacher)
 
 
@@ -79,7 +79,7 @@ def test_a_harmed_chunk_is_told_by_store_array_and_rows(teacher, harm, array):
         ("deleted", "the chunk is missing"),
         ("emptied", r"the chunk has 0 bytes, the commit record says \d+"),
         ("truncated", r"the chunk has \d+ bytes, the commit record says \d+"),
-        ("flipped", r"sha256 [0-9a-f]{12}, the commit record says [0-9a-f]{12}"),
+        ("flipped", r"crc32c [0-9a-f]{8}, the chunk itself says [0-9a-f]{8}"),
     ],
 )
 def test_the_message_says_what_is_wrong_with_the_chunk(teacher, harm, message):
@@ -115,7 +115,7 @@ def test_swapped_chunks_are_told_both(teacher):
     one.write_bytes(second)
     other.write_bytes(first)
     assert [fault.rows for fault in verify(teacher)] == ["train view 0 rows 0-16", "train view 1 rows 0-16"]
-    with pytest.raises(CorruptBlockError, match="logits of train view 0 rows 0-16: sha256"):
+    with pytest.raises(CorruptBlockError, match=r"train view 0 rows 0-16: crc32c [0-9a-f]{8}, the commit record says"):
         read_all(teacher)
 
 
@@ -134,8 +134,8 @@ def test_swapped_records_are_told(teacher):
 def test_a_chunk_and_the_record_of_another_store_are_told(teacher, stores):
     for path in ("train/logits/c/1/1/0", "records/train-1-1.json"):
         shutil.copy(stores.teachers[1].folder / path, teacher / path)
-    assert "the commit records are not those the manifest sealed" in str(verify(teacher)[0])
-    with pytest.raises(CorruptBlockError, match=f"{teacher}: the commit records are not those the manifest sealed"):
+    assert "it is that of another store" in str(verify(teacher)[0])
+    with pytest.raises(StillroomError, match=r"train-1-1.json: .*another store.* train view 1 rows 16-32"):
         read_all(teacher)
 
 

@@ -1,0 +1,98 @@
+"""Fitting teacher stores into so many bytes: what to give up, in the order of how little it costs a student.
+
+Bytes are counted before compression, so what is promised is an upper bound. First logits take fewer bits (the KL stays
+under the limit that was set), then features do, then they are projected, then dropped; views go last, halved: each
+view is another epoch's worth of fresh inputs.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from pipeline.errors import StillroomError
+from pipeline.store.codecs import parse_codec
+from pipeline.store.codecs.features import parse_feature_codec
+from pipeline.store.fields import field_specs
+from pipeline.store.layout import ROW_ARRAYS, ArraySpec
+
+GIGABYTE = 10**9
+SMALL_LOGITS = {"kind": "companded8"}  # a byte a class, mean KL under 1e-4 on every network's logits tried
+FEWEST_CLASSES = {"kind": "topk", "k": 16}
+SMALL_FEATURES: tuple[Any, ...] = ("uint8", {"kind": "pca", "dims": 64})
+
+
+@dataclass(frozen=True)
+class Kept:
+    """What is kept of every teacher: codecs as a recipe writes them, layers, and views of a train sample."""
+
+    codec: Any
+    feature_codec: Any
+    features: tuple[str, ...]
+    views: int
+
+
+@dataclass(frozen=True)
+class Size:
+    """What the stores' size follows from: rows by split with one view, classes, and D of each teacher's layers."""
+
+    samples: Mapping[str, int]
+    num_classes: int
+    widths: Sequence[Mapping[str, int]]
+
+    def num_bytes(self, kept: Kept) -> int:
+        """Return the bytes of all teacher stores together, before compression."""
+        rows = {split: count * (kept.views if split == "train" else 1) for split, count in self.samples.items()}
+        return sum(
+            self._row_bytes(kept, widths, split) * count for widths in self.widths for split, count in rows.items()
+        )
+
+    def _row_bytes(self, kept: Kept, widths: Mapping[str, int], split: str) -> int:
+        codec = parse_codec("fp16" if kept.codec == "auto" else kept.codec, "logits.codec")
+        specs = list(field_specs("logits", codec, (self.num_classes,), tuple(self.samples)).values())
+        parts = [parse_feature_codec(kept.feature_codec, "").part(widths[n]) for n in kept.features if n in widths]
+        specs = [spec for spec in [*specs, *ROW_ARRAYS.values()] if spec.splits is None or split in spec.splits]
+        return sum(spec.row_bytes for spec in [*specs, *(ArraySpec(part.tail, part.dtype) for part in parts)])
+
+
+def fit_budget(size: Size, asked: Kept, max_gb: float) -> Kept:
+    """Return the most that fits. Raises StillroomError, naming the least there can be, when nothing does."""
+    smallest = asked
+    for kept in rungs(asked):
+        if size.num_bytes(kept) <= max_gb * GIGABYTE:
+            return kept
+        smallest = kept
+    raise StillroomError(
+        f"logits.max_gb: {max_gb:g}; expected at least {size.num_bytes(smallest) / GIGABYTE:.3g}, which one view and "
+        f"the smallest codec take; raise it, or use fewer samples (data.max_train)"
+    )
+
+
+def rungs(asked: Kept) -> Iterator[Kept]:
+    """Yield what could be kept, from all that was asked for down to one view in the smallest codec."""
+    kept = asked
+    yield kept
+    if kept.codec in ("fp16", "fp32", "auto"):
+        kept = replace(kept, codec=SMALL_LOGITS)
+        yield kept
+    if kept.features:
+        for codec in SMALL_FEATURES:
+            kept = replace(kept, feature_codec=codec)
+            yield kept
+        kept = replace(kept, features=(), feature_codec="fp16")
+        yield kept
+    while kept.views > 1:
+        kept = replace(kept, views=-(-kept.views // 2))
+        yield kept
+    yield replace(kept, codec=FEWEST_CLASSES)  # last: at temperatures above 1 the tail it lumps together counts
+
+
+def given_up(asked: Kept, kept: Kept) -> list[str]:
+    """Return what was given up, one line each, as `asked -> kept`."""
+    lines = {
+        "logits.codec": (asked.codec, kept.codec),
+        "logits.features": (list(asked.features), list(kept.features)),
+        "views.count": (asked.views, kept.views),
+    }
+    if kept.features:
+        lines["logits.feature_codec"] = (asked.feature_codec, kept.feature_codec)
+    return [f"{key}: {before} -> {after}" for key, (before, after) in lines.items() if before != after]

@@ -1,0 +1,180 @@
+"""How a store's numbers lie on disk: what was asked for, with everything chosen or fitted on a sample of rows first.
+
+`auto` takes the codec with the fewest bytes whose mean KL stays under a limit; projections and channel ranges of
+features are fitted once. Both are written into the store before its first block, and a resumed dump reads them there.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pipeline.answers import Answers, Teacher
+from pipeline.errors import StillroomError
+from pipeline.lineage import fingerprint
+from pipeline.store.codecs import Codec, auto_candidates, codec_json, measure_error, packed_bytes, parse_codec
+from pipeline.store.codecs.base import RowKeys
+from pipeline.store.codecs.features import Fitted, feature_codec_json, parse_feature_codec, restore
+from pipeline.store.describe import read_constant
+from pipeline.store.fields import encode_field, held_out_codec
+from pipeline.store.layout import Block
+from pipeline.store.reader import read_attributes
+from pipeline.views import Replayer
+
+AUTO = "auto"
+SAMPLE_ROWS = 4096
+SAMPLE_BYTES = 64 << 20  # of logits, where there are very many classes
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A codec on real logits: its bytes a row on disk, and what it does to the distribution."""
+
+    codec: Codec
+    bytes_per_row: float
+    error: Mapping[str, float]
+
+    @property
+    def kl(self) -> float:
+        """The larger of the mean KLs at T=1 and T=4, in nats."""
+        return max(self.error["kl_t1_mean"], self.error["kl_t4_mean"])
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How one teacher's logits and each of its layers' features lie on disk."""
+
+    codec: Codec
+    features: Mapping[str, Fitted]
+    num_classes: int
+
+    def codec_in(self, split: str) -> Codec:
+        """Return the codec of a split's logits: held-out ones are never sparse."""
+        return self.codec if split == "train" else held_out_codec(self.codec)
+
+    def encode(self, block: Block, answers: Answers, rows: RowKeys, where: str) -> dict[str, Tensor]:
+        """Return a block's arrays by name, on the device of the answers.
+
+        Raises: StillroomError when a feature isn't finite, or beyond fp16 where it is stored so.
+        """
+        arrays = encode_field("logits", self.codec_in(block.split), answers.logits, rows)
+        for layer, fitted in self.features.items():
+            arrays[f"features/{layer}"] = fitted.encode(answers.features[layer], where=f"{where}: {layer}")
+        return arrays
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """What the store says of it."""
+        features = {
+            layer: {"codec": feature_codec_json(fitted.codec), "width": fitted.width, "arrays": sorted(fitted.arrays)}
+            for layer, fitted in self.features.items()
+        }
+        return {"codec": codec_json(self.codec), "features": features}
+
+    @property
+    def constants(self) -> dict[str, np.ndarray]:
+        """What was fitted, by where it lies in the store."""
+        return {
+            f"fitted/features/{layer}/{name}": values
+            for layer, fitted in self.features.items()
+            for name, values in fitted.arrays.items()
+        }
+
+
+def asked_codec(spec: str | Mapping[str, Any], where: str) -> Any:
+    """Return a recipe's codec as JSON, "auto" as it is. Raises StillroomError when there is no such codec."""
+    return AUTO if spec == AUTO else codec_json(parse_codec(spec, where))
+
+
+def stored_codec(folder: Path, config: Mapping[str, Any]) -> Codec | None:
+    """Return the codec an unfinished store of this config was begun with, None when there is none."""
+    attributes = _own_attributes(folder, config)
+    return None if attributes is None else parse_codec(attributes["codec"], str(folder))
+
+
+def stored_encoding(folder: Path, config: Mapping[str, Any]) -> Encoding | None:
+    """Return the encoding an unfinished teacher store of this config was begun with, None when there is none."""
+    attributes = _own_attributes(folder, config)
+    if attributes is None:
+        return None
+    try:
+        features = {
+            layer: restore(
+                said["codec"],
+                {name: read_constant(folder, f"fitted/features/{layer}/{name}") for name in said["arrays"]},
+                said["width"],
+            )
+            for layer, said in attributes["features"].items()
+        }
+        return Encoding(parse_codec(attributes["codec"], str(folder)), features, len(attributes["classes"]))
+    except (KeyError, TypeError, AttributeError, StillroomError):
+        return None  # killed before it was whole: it is chosen again
+
+
+def _own_attributes(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    try:
+        attributes = read_attributes(folder)
+        return attributes if attributes["fingerprint"] == fingerprint(config) else None
+    except (KeyError, TypeError, StillroomError):
+        return None
+
+
+def choose_encoding(
+    teacher: Teacher,
+    replayer: Replayer,
+    *,
+    num_classes: int,
+    codec: Any,
+    max_kl: float,
+    feature_codec: Any,
+    where: str,
+    batch_size: int = 256,
+) -> Encoding:
+    """Return how this teacher's answers will lie on disk, from its answers on a sample of rows where need be."""
+    widths, how = teacher.feature_widths, parse_feature_codec(feature_codec, f"{where} features")
+    is_fitted = any(how.shapes(width) for width in widths.values())  # what nothing is fitted to needs no sample
+    sample = sample_answers(teacher, replayer, num_classes, batch_size) if codec == AUTO or is_fitted else None
+    features = {}
+    for layer, width in widths.items():
+        rows = torch.zeros(1, width) if sample is None else sample[0].features[layer]
+        features[layer] = how.fit(rows, where=f"{where}: {layer}")
+    if codec != AUTO:
+        return Encoding(parse_codec(codec, where), features, num_classes)
+    assert sample is not None
+    chosen = cheapest(measure_codecs(sample[0].logits, sample[1]), max_kl, where).codec
+    return Encoding(chosen, features, num_classes)
+
+
+def sample_answers(teacher: Teacher, replayer: Replayer, num_classes: int, batch_size: int) -> tuple[Answers, RowKeys]:
+    """Return a teacher's answers on evenly spaced train rows of the first view, on the CPU, and the rows' keys."""
+    plan = replayer.plan
+    size = len(plan.splits["train"])
+    count = max(256, min(SAMPLE_ROWS, SAMPLE_BYTES // (4 * num_classes)))
+    rows = np.arange(0, size, max(1, -(-size // count)))
+    batches = np.array_split(rows, -(-len(rows) // (teacher.rows_at_once or batch_size)))
+    parts = [teacher.predict(replayer.batch("train", 0, chosen).inputs) for chosen in batches]
+    logits = torch.cat([part.logits.float().cpu() for part in parts])
+    features = {layer: torch.cat([p.features[layer].float().cpu() for p in parts]) for layer in parts[0].features}
+    return Answers(logits, features), RowKeys(plan.seed, 0, plan.splits["train"].ids[rows])
+
+
+def measure_codecs(logits: Tensor, rows: RowKeys, codecs: Sequence[Codec] | None = None) -> list[Measured]:
+    """Return what each codec would make of these logits [n, ..., C]: those `auto` tries by default."""
+    candidates = auto_candidates(logits.shape[-1]) if codecs is None else codecs
+    return [Measured(c, packed_bytes(c, logits, rows), measure_error(c, logits, rows)) for c in candidates]
+
+
+def cheapest(measured: Sequence[Measured], max_kl: float, where: str) -> Measured:
+    """Return the codec with the fewest bytes among those within the limit. Raises StillroomError when there is none."""
+    within = [each for each in measured if each.kl <= max_kl]
+    if not within:
+        best = min(measured, key=lambda each: each.kl)
+        raise StillroomError(
+            f"{where}: the best codec has a mean KL of {best.kl:.1e}; expected at most max_kl = {max_kl:g}; raise "
+            f"max_kl or name a codec"
+        )
+    return min(within, key=lambda each: each.bytes_per_row)

@@ -1,0 +1,42 @@
+"""Fields and their arrays: which arrays a field has under a codec, in which splits.
+
+A sparse codec is for what students stream. Held-out splits are small, and everything judged there (temperatures,
+fusion weights, NLL) needs every class, so they stay dense whatever the codec.
+"""
+
+from torch import Tensor
+
+from pipeline.store.codecs import CODECS, Codec
+from pipeline.store.codecs.base import RowKeys
+from pipeline.store.layout import ArraySpec
+
+
+def field_array(field: str, part: str) -> str:
+    """Return the array's name of a field's part: "logits", "logits_range"."""
+    return f"{field}_{part}" if part else field
+
+
+def held_out_codec(codec: Codec) -> Codec:
+    """Return the codec of held-out splits."""
+    return CODECS["fp16"]() if codec.is_sparse else codec
+
+
+def field_specs(field: str, codec: Codec, shape: tuple[int, ...], splits: tuple[str, ...]) -> dict[str, ArraySpec]:
+    """Return the arrays of a field of `shape` (..., C) a row."""
+    *leading, num_classes = shape
+
+    def specs(codec: Codec, only: tuple[str, ...] | None) -> dict[str, ArraySpec]:
+        return {
+            field_array(field, name): ArraySpec((*leading, *part.tail), part.dtype, True, part.shuffle, only)
+            for name, part in codec.parts(num_classes).items()
+        }
+
+    if not codec.is_sparse:
+        return specs(codec, None)
+    held_out = tuple(split for split in splits if split != "train")
+    return {**specs(codec, ("train",)), **specs(held_out_codec(codec), held_out)}
+
+
+def encode_field(field: str, codec: Codec, logits: Tensor, rows: RowKeys) -> dict[str, Tensor]:
+    """Return a field's arrays by name: float [n, ..., C] -> as stored, on the logits' device."""
+    return {field_array(field, part): values for part, values in codec.encode(logits, rows).items()}
