@@ -2,12 +2,13 @@
 RECIPE ?= fashion
 PYTHON ?= python3
 VENV := .venv
+PEERS := .venv-peers
 RUN := $(VENV)/bin/python -m stages
 SETS := $(foreach word,$(SET),--set '$(word)')
 STAGES := data teachers logits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-faults bench verify status report fuse distill clean $(STAGES)
+.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-gpu verify status report fuse distill clean $(STAGES)
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -58,3 +59,17 @@ test-faults: setup ## Kill, rot, crowd and fill stores a hundred times over.
 
 bench: setup ## Print performance ratios, each of two things run in turn.
 	@$(VENV)/bin/python -m tests.bench $(RECIPE)
+
+bench-store: setup $(PEERS)/.done ## The same for stores, against memmaps and other formats.
+	@$(VENV)/bin/python -m tests.bench.store
+	@$(VENV)/bin/python -m tests.bench.codecs
+	@$(VENV)/bin/python -m tests.bench.shuffle
+
+$(PEERS)/.done: | setup
+	$(VENV)/bin/python -m venv $(PEERS)
+	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/stillroom.pth"
+	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check litdata mosaicml-streaming lmdb
+	touch $@
+
+bench-gpu: setup ## The same for a dump on a GPU.
+	@$(VENV)/bin/python -m tests.bench.gpu

@@ -56,14 +56,15 @@ class Size:
 
 def fit_budget(size: Size, asked: Kept, max_gb: float) -> Kept:
     """Return the most that fits. Raises StillroomError, naming the least there can be, when nothing does."""
-    smallest = asked
+    least = size.num_bytes(asked)
     for kept in rungs(asked):
-        if size.num_bytes(kept) <= max_gb * GIGABYTE:
+        num_bytes = size.num_bytes(kept)
+        if num_bytes <= max_gb * GIGABYTE:
             return kept
-        smallest = kept
+        least = min(least, num_bytes)
     raise StillroomError(
-        f"logits.max_gb: {max_gb:g}; expected at least {size.num_bytes(smallest) / GIGABYTE:.3g}, which one view and "
-        f"the smallest codec take; raise it, or use fewer samples (data.max_train)"
+        f"logits.max_gb: {max_gb:g}; expected at least {least / GIGABYTE:.3g}, which one view without features in the "
+        f"smallest codec takes; raise it, or use fewer samples (data.max_train)"
     )
 
 
@@ -95,4 +96,11 @@ def given_up(asked: Kept, kept: Kept) -> list[str]:
     }
     if kept.features:
         lines["logits.feature_codec"] = (asked.feature_codec, kept.feature_codec)
-    return [f"{key}: {before} -> {after}" for key, (before, after) in lines.items() if before != after]
+    return [f"{key}: {_words(before)} -> {_words(after)}" for key, (before, after) in lines.items() if before != after]
+
+
+def _words(value: Any) -> str:
+    """Return a recipe's value as people read it: companded8, pca dims=64, penultimate, none, 8."""
+    if isinstance(value, Mapping):
+        return " ".join([str(value["kind"]), *(f"{key}={v}" for key, v in value.items() if key != "kind")])
+    return (", ".join(map(str, value)) or "none") if isinstance(value, list) else str(value)

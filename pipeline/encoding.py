@@ -23,6 +23,7 @@ from pipeline.store.describe import read_constant
 from pipeline.store.fields import encode_field, held_out_codec
 from pipeline.store.layout import Block
 from pipeline.store.reader import read_attributes
+from pipeline.store.writer import FORMAT
 from pipeline.views import Replayer
 
 AUTO = "auto"
@@ -118,7 +119,8 @@ def stored_encoding(folder: Path, config: Mapping[str, Any]) -> Encoding | None:
 def _own_attributes(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
     try:
         attributes = read_attributes(folder)
-        return attributes if attributes["fingerprint"] == fingerprint(config) else None
+        is_own = attributes["format"] == FORMAT and attributes["fingerprint"] == fingerprint(config)
+        return attributes if is_own else None
     except (KeyError, TypeError, StillroomError):
         return None
 

@@ -20,6 +20,11 @@ class StaleStoreError(StillroomError):
     """A store was made from something else than what is asked for now."""
 
 
+def printable(text: str) -> str:
+    """Return text that a terminal shows as it is: names of files may hold anything, also what moves the cursor."""
+    return "".join(each if each.isprintable() or each == "\n" else repr(each)[1:-1] for each in text)
+
+
 def near_names(found: str, known: Iterable[str]) -> str:
     """Return "did you mean 'x'?" when a known name is close, else the list of known names."""
     known = sorted(known)

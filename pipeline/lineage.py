@@ -7,13 +7,14 @@ resumed leaves the same bytes as one that was not; what depends on the machine (
 
 import contextlib
 import errno
+import fcntl
 import hashlib
 import json
 import os
 import platform
 import secrets
 import stat
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from pathlib import Path
@@ -71,18 +72,27 @@ def write_durably(path: Path, content: bytes) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(partial_name(path.name))
     try:
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
-    except BaseException as error:
+        with named(path):
+            with partial.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            partial.replace(path)
+    except BaseException:
         with contextlib.suppress(OSError):
             partial.unlink()
-        if isinstance(error, OSError) and error.filename is None:
-            error.filename = str(path)  # a full disk is told with the file that found no room
         raise
     sync_folder(path.parent)
+
+
+@contextlib.contextmanager
+def named(path: Path) -> Iterator[None]:
+    """Have an OSError name this file: writing and syncing name none, and a half-written file's own name says little."""
+    try:
+        yield
+    except OSError as error:
+        error.filename, error.filename2 = str(path), None
+        raise
 
 
 def partial_name(name: str) -> str:
@@ -94,8 +104,23 @@ def sync_folder(folder: Path) -> None:
     """Make renames in a folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
-        os.fsync(descriptor)
+        with named(folder):
+            os.fsync(descriptor)
     finally:
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold an artefact's lock; a process that dies lets go of it."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # no locks on this file system: digests still tell a mixture
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # by name: closing would leave it with a child forked meanwhile
+            fcntl.flock(descriptor, fcntl.LOCK_UN)
         os.close(descriptor)
 
 
@@ -153,9 +178,9 @@ def read_manifest(folder: Path) -> Manifest | None:
     found = body.get("format", FORMAT) if isinstance(body, dict) else FORMAT
     if type(found) is not int or found != FORMAT:
         raise StillroomError(f"{path}: format {found!r}; expected {FORMAT}; rebuild it with this release")
-    if not isinstance(body, dict) or body.keys() != {*_SAID, "format", "fingerprint", "seal"}:
+    if not isinstance(body, dict) or not {"format", "seal", "config", "kind", "name"} <= body.keys():
         raise StillroomError(f"{path}: found other keys; expected a manifest of Stillroom; delete the folder")
-    seal, stated = body["seal"], body["fingerprint"]
+    seal, stated = body["seal"], body.get("fingerprint")
     try:
         is_whole = content == _as_written(body)  # 1E-5 for 1e-5 is damage too, though it says the same
         body.pop("seal")
@@ -165,13 +190,18 @@ def read_manifest(folder: Path) -> Manifest | None:
     if not is_whole:
         raise StillroomError(f"{path}: its seal does not fit its content; it was edited or damaged; delete the folder")
     body.pop("fingerprint")
-    digests = body["digests"].values() if isinstance(body["digests"], dict) else ()
-    if not all(isinstance(body[key], kind) for key, kind in _SAID.items()) or {type(each) for each in digests} - {str}:
+    if not _is_typed(body):
         raise StillroomError(f"{path}: found other types; expected a manifest of Stillroom; delete the folder")
     return Manifest(**body)
 
 
 _SAID = {"kind": str, "name": str, "config": dict, "digests": dict, "metrics": dict, "details": dict}
+
+
+def _is_typed(body: Mapping[str, Any]) -> bool:
+    if body.keys() != {*_SAID, "format"} or not all(isinstance(body[key], kind) for key, kind in _SAID.items()):
+        return False
+    return all(isinstance(digest, str) for digest in body["digests"].values())
 
 
 def require_manifest(folder: Path, kind: str, *, make_with: str) -> Manifest:
@@ -211,9 +241,16 @@ def differences(found: Any, wanted: Any, path: str = "") -> list[str]:
             for key in keys
             for line in differences(found.get(key, _NOTHING), wanted.get(key, _NOTHING), f"{path}.{key}".lstrip("."))
         ]
+    if isinstance(found, list) and isinstance(wanted, list) and len(found) == len(wanted) and _are_tables(found):
+        pairs = enumerate(zip(found, wanted, strict=True))
+        return [line for place, (one, other) in pairs for line in differences(one, other, f"{path}.{place}")]
     if _NOTHING not in (found, wanted) and canonical_json(found) == canonical_json(wanted):
         return []  # by their JSON, as fingerprints see them: to Python 1 is 1.0 is True
     return [f"{path} (found {_short(found)}; expected {_short(wanted)})"]
+
+
+def _are_tables(values: list[Any]) -> bool:
+    return all(isinstance(value, Mapping) for value in values)
 
 
 def _short(value: Any) -> str:
@@ -229,12 +266,14 @@ def versions() -> dict[str, str]:
 
 def write_cost(folder: Path, cost: Mapping[str, Any]) -> None:
     """Add what a run cost (seconds, rows, bytes) to the artefact's `cost.json`: numbers add up over resumed runs."""
-    total = read_cost(folder)
-    for key, value in cost.items():
-        before = total.get(key, 0)
-        is_sum = isinstance(value, int | float) and isinstance(before, int | float)
-        total[key] = before + value if is_sum else value
-    write_durably(folder / COST, (json.dumps(total, indent=1, sort_keys=True) + "\n").encode())
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):
+        total = read_cost(folder)
+        for key, value in cost.items():
+            before = total.get(key, 0)
+            is_sum = isinstance(value, int | float) and isinstance(before, int | float)
+            total[key] = before + value if is_sum else value
+        write_durably(folder / COST, (json.dumps(total, indent=1, sort_keys=True) + "\n").encode())
 
 
 def read_cost(folder: Path) -> dict[str, Any]:

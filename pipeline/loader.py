@@ -4,7 +4,7 @@ What fits the memory budget is held whole and shuffled globally. Beyond it, bloc
 that one background thread fills. Either way the order is a pure function of (seed, epoch, step).
 """
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.errors import StaleStoreError
+from pipeline.errors import StaleStoreError, StillroomError
 from pipeline.sparse import SparseTargets
 from pipeline.store import Store, TargetStore
-from pipeline.views import Batch, Replayer, ViewLoader
+from pipeline.views import Batch, Replayer, ViewLoader, ViewPlan, imported_code
 from pipeline.views.order import windowed_order
 from pipeline.views.replay import Samples
 
@@ -82,12 +82,25 @@ class Streamed:
         """Return targets of rows, waiting for blocks that are not there yet."""
         block, row = np.divmod(positions, self._size)
         number, slot = self._place[:, block]
-        shown = {int(window) for window in np.unique(number)}
+        low, high = int(number.min()), int(number.max())  # a batch lies in one window, or in two at their border
+        shown = set(range(low, high + 1))
         self._read_ahead(view, shown)
         index = torch.from_numpy(slot * self._rows + row)
-        found = [(torch.from_numpy(number == window), self._read[view, window].result()) for window in sorted(shown)]
-        stored = {part: _picked([(mine, buffers[part]) for mine, buffers in found], index) for part in found[0][1]}
+        if low == high:
+            stored = {part: _take(values, index) for part, values in self._read[view, low].result().items()}
+        else:
+            stored = self._spanning(view, number, index)
         return self._targets.decode(self._split, {part: values.to(self._device) for part, values in stored.items()})
+
+    def _spanning(self, view: int, number: np.ndarray, index: Tensor) -> dict[str, Tensor]:
+        """Return rows of several windows, by part: each row's window and place there."""
+        out: dict[str, Tensor] = {}
+        for window in np.unique(number):
+            mine = torch.from_numpy(number == window)
+            for part, values in self._read[view, int(window)].result().items():
+                rows = out.setdefault(part, torch.empty((len(index), *values.shape[1:]), dtype=values.dtype))
+                _signed(rows)[mine] = _signed(_take(values, index[mine]))
+        return out
 
     def _read_ahead(self, view: int, shown: set[int]) -> None:
         """Hold the windows being shown and the one after; let go of the rest."""
@@ -113,16 +126,6 @@ class Streamed:
         return buffers
 
 
-def _picked(windows: Sequence[tuple[Tensor, Tensor]], index: Tensor) -> Tensor:
-    """Return rows from one window, or from the few that a batch at their border spans: `[B, ...]`."""
-    if len(windows) == 1:
-        return _take(windows[0][1], index)
-    out = torch.empty((len(index), *windows[0][1].shape[1:]), dtype=windows[0][1].dtype)
-    for mine, values in windows:
-        _signed(out)[mine] = _signed(_take(values, index[mine]))
-    return out
-
-
 def _take(values: Tensor, rows: Tensor) -> Tensor:
     """Return rows of a tensor of any dtype: indexing knows no uint16 and uint32, their bytes it does."""
     return _signed(values).index_select(0, rows).view(values.dtype)
@@ -140,7 +143,8 @@ class TargetLoader:
     batch.target_log_probs, temperature=1.0)`. `state_dict()` goes on with the very next batch.
 
     `memory_budget` is in bytes; `window` is in blocks; `check_rows` rows of each view are replayed and compared when
-    the store is opened (all of them by `stillroom verify --replay`).
+    the store is opened (all of them by `stillroom verify --replay`). `imports` names the code at import paths that the
+    store's views may be made by: a store may come from a stranger, and only you can say that you know it.
 
     Raises: StaleStoreError when the samples, the plan or the replay code are not those the teachers saw.
     """
@@ -158,9 +162,10 @@ class TargetLoader:
         window: int = 8,
         check_rows: int = 256,
         device: torch.device | str = "cpu",
+        imports: Collection[str] = (),
     ):
         self.targets = targets
-        self.replayer = open_replayer(targets, samples, device=device, check_rows=check_rows)
+        self.replayer = open_replayer(targets, samples, device=device, check_rows=check_rows, imports=imports)
         field, device = targets.field_at(temperature), torch.device(device)
         self.is_streaming = targets.field_bytes(field, split) > memory_budget
         self._source: Resident | Streamed = (
@@ -189,24 +194,50 @@ class TargetLoader:
 
 
 def open_replayer(
-    targets: Store, samples: Identified, *, device: torch.device | str = "cpu", check_rows: int | None = 256
+    targets: Store,
+    samples: Identified,
+    *,
+    device: torch.device | str = "cpu",
+    check_rows: int | None = 256,
+    imports: Collection[str] = (),
 ) -> Replayer:
     """Return a replayer of the store's plan, after proof on `check_rows` rows a view (None: all) that it replays.
 
-    Raises: StaleStoreError naming what changed.
+    Raises: StaleStoreError naming what changed; StillroomError when views are made by code outside `imports`.
     """
     plan = targets.plan()
+    if strange := sorted(set(imported_code(plan.transforms)) - set(imports)):
+        raise StillroomError(
+            f"{targets.folder}: its views are made by code that it names, {strange}; expected Stillroom's transforms, "
+            f"torchvision's, or code you named; if you know that code, pass imports={strange}"
+        )
     if samples.fingerprint != plan.dataset:
         raise StaleStoreError(
             f"{targets.folder}: made from data set {plan.dataset[:12]}; found {samples.fingerprint[:12]} (another "
             f"picture, label, class or order); open the data it was made from, or run 'stillroom logits' again"
         )
+    _check_samples(targets, plan, samples)
     replayer = Replayer(plan, samples, device=device)
     for split, (views, count) in targets.layout.splits.items():
         step = 1 if check_rows is None else max(1, count // check_rows)
         for view in range(views):
             check_replay(targets, replayer, split, view, np.arange(0, count, step))
     return replayer
+
+
+def _check_samples(targets: Store, plan: ViewPlan, samples: Identified) -> None:
+    last = np.array([max(split.ids.max() for split in plan.splits.values())])
+    try:
+        samples.source_digests(last)
+    except IndexError:
+        is_there = False
+    else:
+        is_there = len(plan.mean) == samples.shape[0]
+    if not is_there:
+        raise StaleStoreError(
+            f"{targets.folder}: speaks of sample {last[0]} and pictures of {len(plan.mean)} channels; expected samples "
+            f"of this data set; don't use it, or run 'stillroom logits' again"
+        )
 
 
 def check_replay(targets: Store, replayer: Replayer, split: str, view: int, positions: np.ndarray) -> None:

@@ -65,7 +65,7 @@ def _workspace(
 
 def _guarded(work: Callable[[], int | None], debug: bool) -> None:
     """Run a command; whatever a user can cause becomes one line and exit code 1."""
-    from pipeline.errors import StillroomError
+    from pipeline.errors import StillroomError, printable
 
     try:
         code = work()
@@ -75,7 +75,7 @@ def _guarded(work: Callable[[], int | None], debug: bool) -> None:
     except StillroomError as error:
         if debug:
             raise
-        for line in str(error).splitlines():
+        for line in printable(str(error)).split("\n"):
             print(f"error: {line}", file=sys.stderr)
         raise SystemExit(1) from None
     except OSError as error:

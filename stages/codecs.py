@@ -4,18 +4,21 @@ import time
 from collections.abc import Callable, Mapping
 
 import torch
+from rich.box import SIMPLE
+from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
 from pipeline.encoding import measure_codecs, sample_answers
 from pipeline.store.codecs import CODECS, auto_candidates, codec_json
 from pipeline.store.codecs.base import Codec, RowKeys
-from pipeline.store.codecs.features import FEATURE_CODECS, measure_feature_error
+from pipeline.store.codecs.features import FEATURE_CODECS, feature_codec_json, measure_feature_error
 from stages import data, teachers
 from stages.recipe import TeacherEntry
 from stages.workspace import Workspace
 
 REPEATS = 5
+WIDTH = 140
 
 
 def run(ws: Workspace) -> None:
@@ -26,20 +29,19 @@ def run(ws: Workspace) -> None:
     for entry in ws.recipe.teacher:
         teacher = teachers.load(ws, entry, layers=ws.recipe.logits.features)
         answers, rows = sample_answers(teacher, ws.replayer, len(ws.classes), ws.recipe.logits.batch_size)
-        ws.console.print(logits_table(entry, answers.logits, rows))
+        console = ws.console if ws.console.is_terminal else Console(width=WIDTH)  # a log has no edge to cut figures at
+        console.print(logits_table(entry, answers.logits, rows))
         for layer, values in answers.features.items():
-            ws.console.print(features_table(entry, layer, values))
+            console.print(features_table(entry, layer, values))
 
 
 def logits_table(entry: TeacherEntry, logits: Tensor, rows: RowKeys) -> Table:
     """Return what each codec makes of these logits [n, C]."""
     num_classes = logits.shape[-1]
     title = f"{entry.name}: logits of {len(logits):,} rows, {num_classes} classes"
-    table = Table("codec", title=title, title_justify="left")
-    for column in ("bytes/row", "KL T=1", "99.9 %", "worst", "KL T=4", "99.9 %", "worst", "same top-1"):
-        table.add_column(column, justify="right")
-    for column in ("encode", "decode"):
-        table.add_column(f"{column} MB/s", justify="right")
+    table = Table("codec", title=title, title_justify="left", box=SIMPLE)
+    for column in ("B/row", "KL T=1", "99.9 %", "worst", "KL T=4", "99.9 %", "worst", "top-1", "enc MB/s", "dec MB/s"):
+        table.add_column(column, justify="right", no_wrap=True)
     for measured in sorted(measure_codecs(logits, rows, every_codec(num_classes)), key=lambda m: m.bytes_per_row):
         error = measured.error
         kls = [f"{error[f'kl_t{t}_{of}']:.1e}" for t in (1, 4) for of in ("mean", "p999", "worst")]
@@ -51,12 +53,15 @@ def logits_table(entry: TeacherEntry, logits: Tensor, rows: RowKeys) -> Table:
 
 def features_table(entry: TeacherEntry, layer: str, values: Tensor) -> Table:
     """Return what each codec makes of a layer's features [n, D]: fitted on half of the rows, judged on the rest."""
-    table = Table("codec", title=f"{entry.name}: features of {layer}, D = {values.shape[1]}", title_justify="left")
-    for column in ("bytes/row", "relative error"):
+    title = f"{entry.name}: features of {layer}, D = {values.shape[1]}"
+    table = Table("codec", title=title, title_justify="left", box=SIMPLE)
+    for column in ("B/row", "relative error", "error of distances"):
         table.add_column(column, justify="right")
-    for kind, codec in FEATURE_CODECS.items():
+    for codec in FEATURE_CODECS.values():
         error = measure_feature_error(codec().fit(values[::2]), values[1::2])
-        table.add_row(kind, f"{error['row_bytes']:,.0f}", f"{error['relative_error']:.2%}")
+        relative = f"{error['relative_error']:.2%}" if "relative_error" in error else "no way back"
+        described = _text(feature_codec_json(codec()))
+        table.add_row(described, f"{error['row_bytes']:,.0f}", relative, f"{error['distance_error']:.2%}")
     return table
 
 
@@ -84,4 +89,4 @@ def _seconds(work: Callable[[], object]) -> float:
 
 def _text(described: Mapping[str, object]) -> str:
     options = ", ".join(f"{key}={value}" for key, value in described.items() if key != "kind")
-    return f"{described['kind']}({options})" if options else str(described["kind"])
+    return f"{described['kind']} {options}".strip()

@@ -19,7 +19,7 @@ from pipeline.models import build_model, count_parameters
 from pipeline.models.weights import save_weights
 from pipeline.store import TargetStore, open_targets
 from pipeline.train import Fitted, Loader, Loss, Schedule, fit, label_loss, predict, prepare, seeded
-from pipeline.views import Batch, ViewLoader
+from pipeline.views import Batch, ViewLoader, imported_code
 from stages import fuse
 from stages.recipe import FusionEntry, StudentEntry
 from stages.show import progress, quick_scores
@@ -143,7 +143,13 @@ def _loader(ws: Workspace, job: Run, targets: TargetStore | None) -> Loader:
     temperature = job.entry.loss.temperature
     batch_size, seed = job.entry.batch_size, job.seed
     return TargetLoader(
-        targets, ws.dataset, batch_size=batch_size, seed=seed, temperature=temperature, device=ws.device
+        targets,
+        ws.dataset,
+        batch_size=batch_size,
+        seed=seed,
+        temperature=temperature,
+        device=ws.device,
+        imports=imported_code(ws.plan.transforms),
     )
 
 

@@ -26,7 +26,9 @@ def run(workspaces: Sequence[Workspace], *, delete: bool) -> None:
                 continue
             size = status.describe(kind, folder.name, folder)["bytes"]
             total += size
-            console.print(f"{'deleted' if delete else 'would delete'} {folder} ({as_size(size)})", soft_wrap=True)
+            console.print(
+                f"{'deleted' if delete else 'would delete'} {folder} ({as_size(size)})", soft_wrap=True, markup=False
+            )
             if delete:
                 shutil.rmtree(folder)
     hint = "" if delete or not total else "; add --yes to delete"

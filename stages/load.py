@@ -1,6 +1,5 @@
 """Recipes: one TOML file describes a whole run. Read, overridden, and checked whole: every fault is told at once."""
 
-import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,9 +8,11 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import StillroomError, near_names
 from stages.check import cross_faults
+from stages.document import parse, read_document, shown, value_faults
 from stages.recipe import Data, FusionEntry, Logits, LossEntry, Recipe, StudentEntry, TeacherEntry, Views
 
 SHIPPED = Path(__file__).parent / "recipes"
+MAX_FAULTS, MAX_FAULT = 40, 1000  # that are told at once, and characters of each
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
     "views": Views,
@@ -38,17 +39,16 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, fusion: str
     path = Path(name_or_path)
     if path.suffix != ".toml":
         path = SHIPPED / f"{name_or_path}.toml"
-    if not path.is_file():
+    if not _is_file(path):
         known = near_names(name_or_path, recipe_names())
         raise StillroomError(f"recipe: found no {name_or_path!r}; expected a shipped recipe or a .toml file; {known}")
-    try:
-        document = tomllib.loads(path.read_text())
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise StillroomError(f"{path}: found no TOML; expected a recipe; {error}") from error
+    document = read_document(path)
     for override in overrides:
         _override(document, override)
-    for student in document.get("student", []) if fusion else []:
-        student["fusion"] = fusion
+    if fusion:
+        _learn_from(document, fusion)
+    if faults := list(value_faults(document)):
+        raise _faults(path, faults)
     try:
         recipe = Recipe.model_validate(document)
     except ValidationError as error:
@@ -58,8 +58,27 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, fusion: str
     return recipe
 
 
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's
+        return False
+
+
+def _learn_from(document: Mapping[str, Any], fusion: str) -> None:
+    students = document.get("student")
+    for student in students if isinstance(students, list) else []:
+        if isinstance(student, dict):
+            student["fusion"] = fusion
+
+
 def _faults(path: Path, faults: Iterable[str]) -> StillroomError:
-    return StillroomError("\n".join(f"{path.name}: {fault}" for fault in faults))
+    told = [
+        fault if len(fault) <= MAX_FAULT else f"{fault[: MAX_FAULT // 2]} ... {fault[-MAX_FAULT // 2 :]}"
+        for fault in faults
+    ]
+    more = [f"{len(told) - MAX_FAULTS} faults more"] if len(told) > MAX_FAULTS else []
+    return StillroomError("\n".join(f"{path.name}: {fault}" for fault in [*told[:MAX_FAULTS], *more]))
 
 
 def _told(document: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
@@ -71,7 +90,7 @@ def _told(document: Mapping[str, Any], fault: Mapping[str, Any]) -> str:
         return f"{place}: unknown key {key!r}; expected a key of its section; {near_names(key, section.model_fields)}"
     if fault["type"] == "missing":
         return f"{place}: missing; expected a value; add it"
-    return f"{place}: found {fault['input']!r}; expected: {fault['msg']}; correct it"
+    return f"{place}: found {shown(fault['input'])}; expected: {fault['msg']}; correct it"
 
 
 def _place(document: Mapping[str, Any], loc: Sequence[Any]) -> str:
@@ -101,16 +120,16 @@ def _override(document: dict[str, Any], override: str) -> None:
     here: Any = document
     for depth, part in enumerate(parents):
         if isinstance(here, list):
-            named = {entry.get("name"): entry for entry in here if isinstance(entry, dict)}
+            entries = [entry for entry in here if isinstance(entry, dict)]
+            named = {entry["name"]: entry for entry in entries if isinstance(entry.get("name"), str)}
             if part not in named:
                 where = ".".join(parents[:depth])
                 raise StillroomError(
-                    f"--set {override!r}: {where} has no {part!r}; expected a name it has; "
-                    f"{near_names(part, map(str, named))}"
+                    f"--set {override!r}: {where} has no {part!r}; expected a name it has; {near_names(part, named)}"
                 )
             here = named[part]
         else:
-            here = here.setdefault(part, {})
+            here = here.setdefault(part, {}) if isinstance(here, dict) else None
     if not isinstance(here, dict):
         raise StillroomError(
             f"--set {override!r}: {'.'.join(parents)} is no table; expected section.name.key; name one"
@@ -121,6 +140,6 @@ def _override(document: dict[str, Any], override: str) -> None:
 def _value(text: str) -> Any:
     """Return a TOML value; a bare word is a string."""
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        return parse(f"value = {text}")["value"]
+    except (ValueError, RecursionError):
         return text

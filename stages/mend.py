@@ -10,7 +10,7 @@ from pathlib import Path
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, read_manifest
 from pipeline.store.verify import Fault, verify
-from pipeline.store.writer import StoreWriter
+from pipeline.store.writer import StoreWriter, sweep
 from stages.workspace import Workspace
 
 
@@ -39,6 +39,7 @@ def examine(ws: Workspace, stage: str, name: str, folder: Path, *, check: bool) 
         return Mending(False, None, True)
     if manifest is None or not check:
         return Mending(manifest is not None, manifest)
+    sweep(folder)
     faults = verify(folder, thorough=False)
     for fault in faults:
         ws.say(stage, f"{name}: {fault}")

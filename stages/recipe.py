@@ -30,7 +30,7 @@ class Data(Section):
     labelled: Count | None = None
     max_train: Count | None = None
     max_test: Count | None = None
-    size: Count | None = None
+    size: Annotated[int, Field(ge=1, le=8192)] | None = None
     channels: Literal[1, 3] | None = None
     memory_gb: Positive = 4.0
 
@@ -38,7 +38,7 @@ class Data(Section):
 class Views(Section):
     """Which versions of each train sample there are."""
 
-    count: Count = 8
+    count: Annotated[int, Field(ge=1, le=100_000)] = 8
     transforms: list[dict[str, Any]] = []
     mix: dict[str, Any] | None = None
 

@@ -83,6 +83,7 @@ def describe(kind: str, name: str, folder: Path) -> dict[str, Any]:
         state = "damaged"
     size = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) if folder.exists() else 0
     seconds = read_cost(folder).get("seconds", 0.0)
+    seconds = seconds if isinstance(seconds, int | float) else 0.0
     return {"kind": kind, "name": name, "state": state, "path": str(folder), "bytes": size, "seconds": seconds}
 
 

@@ -10,6 +10,7 @@ from pipeline.lineage import read_manifest
 from pipeline.loader import open_replayer
 from pipeline.store import Store, open_targets, open_teacher
 from pipeline.store.verify import Fault, is_store, verify
+from pipeline.views import imported_code
 from stages import teachers
 from stages.workspace import Workspace
 
@@ -41,7 +42,7 @@ def _faults(folder: Path, ws: Workspace | None) -> list[Fault]:
     assert manifest is not None
     store = open_teacher(folder) if manifest.kind == "teacher store" else open_targets(folder)
     try:
-        open_replayer(store, ws.dataset, check_rows=None)
+        open_replayer(store, ws.dataset, check_rows=None, imports=imported_code(ws.plan.transforms))
         if manifest.kind == "teacher store":
             _ask_again(ws, store)
     except StillroomError as error:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 from rich.console import Console
+from rich.markup import escape
 
 from pipeline import dump, fuse
 from pipeline.datasets import ImageDataset, open_dataset
@@ -33,7 +34,7 @@ class Workspace:
 
     def say(self, stage: str, text: str) -> None:
         """Print one line about a stage."""
-        self.console.print(f"[bold]{stage:<9}[/] {text}", highlight=False, soft_wrap=True)
+        self.console.print(f"[bold]{stage:<9}[/] {escape(text)}", highlight=False, soft_wrap=True)
 
     # -- the machine ------------------------------------------------------------------------------------------------
 

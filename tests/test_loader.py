@@ -174,7 +174,7 @@ def test_pixels_that_changed_behind_the_fingerprint_are_refused(stores, dataset,
     class Liar:
         """Says it is the data set, and is another in one picture."""
 
-        fingerprint = dataset.fingerprint
+        fingerprint, shape = dataset.fingerprint, dataset.shape
         read = staticmethod(one_pixel().read)
         source_digests = staticmethod(one_pixel().source_digests)
 

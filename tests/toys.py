@@ -185,7 +185,9 @@ def target_writer(
         calibrate=calibrate,
         codec=codec,
     )
-    return fuse.open_writer(folder, strategy, config, teachers)
+    labels = torch.from_numpy(teachers[0].plan().splits["calibration"].labels)
+    chosen = fuse.choose_codec(teachers, FUSIONS[strategy](), config, labels, "fusion")
+    return fuse.open_writer(folder, strategy, config, teachers, chosen)
 
 
 def fuse_store(folder: Path, teachers: Sequence[TeacherStore], **options: Any) -> TargetStore:

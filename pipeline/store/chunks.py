@@ -23,6 +23,7 @@ from pipeline.store.codecs.base import Shuffle
 from pipeline.store.codecs.measure import LEVEL, blosc
 
 CRC_BYTES = 4
+PIECE = 1 << 20  # read at once: while the disk fetches the next megabyte, the CRC of this one is taken
 BLOSC_HEADER = struct.Struct("<4B3I")  # versions, flags, typesize; bytes before, block size, bytes after
 
 
@@ -63,8 +64,8 @@ def load(
         if num_bytes < CRC_BYTES or num_bytes > raw.nbytes + CRC_BYTES + BLOSC_HEADER.size:
             raise DamagedChunk(f"it has {num_bytes} bytes for an array of {raw.nbytes}")
         content = raw if shuffle is None else np.empty(num_bytes - CRC_BYTES, np.uint8)
-        _read(descriptor, content, tail)
-    _check_crc(content, tail, crc32c)
+        found = _read(descriptor, content, tail)
+    _check_crc(found, tail, crc32c)
     if sha256 is not None:
         digest = hashlib.sha256(content)
         digest.update(tail)
@@ -96,19 +97,22 @@ def _opened(path: Path, num_bytes: int) -> Iterator[int]:
         os.close(descriptor)
 
 
-def _read(descriptor: int, content: np.ndarray, tail: np.ndarray) -> None:
-    done, wanted = 0, content.nbytes + tail.nbytes
-    while done < wanted:  # the kernel gives 2 GB a call at most
-        buffers = [memoryview(content)[done:]] if done < content.nbytes else []
-        buffers.append(memoryview(tail)[max(0, done - content.nbytes) :])
-        count = os.preadv(descriptor, buffers, done)
+def _read(descriptor: int, content: np.ndarray, tail: np.ndarray) -> int:
+    """Fill both from a file, and return the crc32c of `content`, taken of each piece while the cache still holds it."""
+    crc, done = 0, 0
+    while done < content.nbytes:
+        piece = content[done : done + PIECE]
+        count = os.preadv(descriptor, [piece], done)
         if not count:
-            raise DamagedChunk(f"the chunk ends after {done} bytes, the commit record says {wanted}")
-        done += count
+            raise DamagedChunk(f"the chunk ends after {done} bytes, its size says {content.nbytes + tail.nbytes}")
+        crc, done = google_crc32c.extend(crc, piece[:count]), done + count
+    if os.preadv(descriptor, [tail], done) != tail.nbytes:
+        raise DamagedChunk(f"the chunk ends before its crc32c, its size says {content.nbytes + tail.nbytes}")
+    return crc
 
 
-def _check_crc(content: np.ndarray, tail: np.ndarray, recorded: int | None) -> None:
-    own, found = int.from_bytes(tail.tobytes(), "little"), google_crc32c.value(content)
+def _check_crc(found: int, tail: np.ndarray, recorded: int | None) -> None:
+    own = int.from_bytes(tail.tobytes(), "little")
     if found != own:
         raise DamagedChunk(f"crc32c {found:08x}, the chunk itself says {own:08x}")
     if recorded is not None and own != recorded:

@@ -4,17 +4,19 @@ Names stay inside the folder, shapes stay within what the files there can hold, 
 memory is taken or any block listed.
 """
 
+import hashlib
 import json
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from pipeline.errors import CorruptBlockError, StillroomError
-from pipeline.lineage import Manifest, file_digest
+from pipeline.lineage import Manifest, read_file
 from pipeline.store.chunks import CRC_BYTES, load
 from pipeline.store.codecs.base import Shuffle
 from pipeline.store.layout import ArraySpec, Layout
@@ -32,7 +34,8 @@ def layout_of(manifest: Manifest, folder: Path) -> Layout:
     try:
         layout = _layout(manifest.details)
         _check(layout)
-        found = sum(1 for _ in (folder / RECORDS).glob("*.json"))
+        records = folder / RECORDS
+        found = 0 if records.is_symlink() else sum(1 for _ in records.glob("*.json"))
         if layout.num_blocks > found:
             raise ValueError(f"it speaks of {layout.num_blocks:,} blocks, there are {found:,} commit records")
     except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
@@ -80,45 +83,80 @@ def check_places(folder: Path, layout: Layout) -> None:
     root = folder.resolve()
     places = {RECORDS, *(f"{split}/{name}/c" for split in layout.splits for name in layout.arrays_in(split))}
     for place in sorted(places):
-        if (root / place).resolve() != root / place:
+        if not is_own(root, f"{place}/."):
             raise StillroomError(
                 f"{folder / place}: found a link; expected a folder of the store itself; copy the store whole"
             )
 
 
-def check_seal(folder: Path, manifest: Manifest, records: Records) -> None:
+def is_own(root: Path, relative: str) -> bool:
+    """Whether no folder between a store (its path without links) and a file there is a link."""
+    parent = root / relative.rpartition("/")[0]
+    return os.path.realpath(parent) == str(parent)
+
+
+def check_seal(folder: Path, manifest: Manifest, layout: Layout, records: Records) -> None:
     """Raise CorruptBlockError unless records and Zarr metadata are those that the manifest sealed."""
     if records_digest(records) != manifest.digests.get(RECORDS):
         raise CorruptBlockError(
             f"{folder}: the commit records are not those the manifest sealed; run the stage that made it to rebuild it"
         )
-    for relative, wanted in manifest.digests.items():
-        path = folder / relative
-        if relative == RECORDS:
-            continue
-        if not all(NAME.fullmatch(part) for part in relative.split("/")) or path.is_symlink() or not path.is_file():
-            raise CorruptBlockError(
-                f"{path}: missing, or no file of the store; expected sha256 {wanted[:12]}; rebuild the store"
-            )
-        if path.stat().st_size > MAX_METADATA_BYTES or file_digest(path) != wanted:
-            raise CorruptBlockError(f"{path}: edited or damaged; expected sha256 {wanted[:12]}; rebuild the store")
+    root, own = folder.resolve(), set[str]()
+    for relative in sorted({*metadata_paths(layout), *manifest.digests} - {RECORDS}):
+        parent = relative.rpartition("/")[0]
+        check_sealed(folder, manifest, relative, is_ours=parent in own or is_own(root, relative))
+        own.add(parent)
 
 
-def read_constant(folder: Path, name: str) -> np.ndarray:
-    """Return a small array that was sealed with the metadata: one plain chunk. Raises StillroomError when it isn't."""
+def check_sealed(folder: Path, manifest: Manifest, relative: str, *, is_ours: bool = True) -> None:
+    """Raise CorruptBlockError unless a file of the store is the one that the manifest sealed.
+
+    `is_ours` says whether no folder on the way to it is a link.
+    """
+    wanted = manifest.digests.get(relative, "nothing")
     try:
-        described = json.loads((folder / name / "zarr.json").read_bytes())
+        if not is_ours or not all(NAME.fullmatch(part) for part in relative.split("/")):
+            raise ValueError("it lies elsewhere")
+        found = hashlib.sha256(read_file(folder / relative, MAX_METADATA_BYTES)).hexdigest()
+    except (OSError, ValueError) as error:
+        raise CorruptBlockError(
+            f"{folder / relative}: no readable file of the store ({error}); expected sha256 {wanted[:12]}; "
+            f"rebuild the store"
+        ) from error
+    if found != wanted:
+        raise CorruptBlockError(
+            f"{folder / relative}: edited or damaged; expected sha256 {wanted[:12]}; rebuild the store"
+        )
+
+
+def metadata_paths(layout: Layout) -> set[str]:
+    """Return where a store has Zarr metadata, fitted arrays aside: every group and array."""
+    paths = [f"{split}/{name}".split("/") for split in layout.splits for name in layout.arrays_in(split)]
+    return {"/".join([*path[:depth], "zarr.json"]) for path in paths for depth in range(len(path) + 1)}
+
+
+def read_constant(folder: Path, name: str, sealed: Collection[str] | None = None) -> np.ndarray:
+    """Return a small array that was sealed with the metadata: one plain chunk. Raises StillroomError when it isn't.
+
+    `sealed` are the files that a manifest vouches for; None asks for no seal, of a store that is not finished.
+    """
+    try:
+        if not all(NAME.fullmatch(part) for part in name.split("/")) or not is_own(folder.resolve(), f"{name}/c/0/0"):
+            raise ValueError("it lies elsewhere")
+        described = json.loads(read_file(folder / name / "zarr.json", MAX_METADATA_BYTES))
         shape, dtype = tuple(_count(extent) for extent in described["shape"]), described["data_type"]
         if dtype not in DTYPES:
             raise ValueError(f"an array of {dtype!r}")
         num_bytes = math.prod(shape) * np.dtype(dtype).itemsize + CRC_BYTES
-        path = folder / "/".join([name, "c", *("0" for _ in shape)])
-        if path.stat().st_size != num_bytes:
+        relative = "/".join([name, "c", *("0" for _ in shape)])
+        if sealed is not None and not {f"{name}/zarr.json", relative} <= set(sealed):
+            raise ValueError("no manifest vouches for it")
+        if num_bytes > MAX_METADATA_BYTES or (folder / relative).stat().st_size != num_bytes:
             raise ValueError(f"its chunk has other than {num_bytes:,} bytes")
         out = np.empty(shape, dtype)
-        load(path, out, None, num_bytes=num_bytes, crc32c=None, sha256=None)
+        load(folder / relative, out, None, num_bytes=num_bytes, crc32c=None, sha256=None)
         return out
-    except (OSError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
         raise CorruptBlockError(
             f"{folder / name}: found no array that a codec was fitted to ({error}); expected it; rebuild the store"
         ) from error

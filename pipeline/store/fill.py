@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -65,6 +65,12 @@ def fill(
         for key, seconds in {**computed.seconds, "write_seconds": time.perf_counter() - begun}.items():
             costs[key] = costs.get(key, 0.0) + seconds
 
+    def note_costs() -> Filled:
+        rows, seconds = sum(map(len, done)), time.perf_counter() - started
+        if done:
+            write_cost(store.folder, {**costs, "seconds": seconds, "rows": rows})
+        return Filled(len(done), rows, seconds)
+
     try:
         with _behind(commit, write_behind) as submit:
 
@@ -75,13 +81,13 @@ def fill(
 
             for block in run(one, missing):
                 on_block(block)
-    finally:
-        rows, seconds = sum(map(len, done)), time.perf_counter() - started
-        if done:
-            with store.locked():
-                write_cost(store.folder, {**costs, "seconds": seconds, "rows": rows})
+    except BaseException:
+        with suppress(OSError):  # what stopped the run is told, not that its costs found no room either
+            note_costs()
+        raise
+    filled = note_costs()
     store.seal(details())
-    return Filled(len(done), rows, seconds)
+    return filled
 
 
 @contextmanager
@@ -95,7 +101,8 @@ def _behind(commit: Commit, depth: int) -> Iterator[Commit]:
 
         def submit(block: Block, made: Made) -> None:
             while len(waiting) >= depth:
-                waiting.popleft().result()
+                with suppress(IndexError):  # of threads that compute, another one may have taken it
+                    waiting.popleft().result()
             waiting.append(writer.submit(commit, block, made))
 
         try:

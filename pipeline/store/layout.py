@@ -177,12 +177,14 @@ class Layout:
                     )
             for name, values in (constants or {}).items():
                 root.create_array(
-                    name, data=values, chunks=values.shape or "auto", compressors=compressors(str(values.dtype), None)
+                    name,
+                    data=values,
+                    chunks=values.shape or "auto",
+                    compressors=compressors(str(values.dtype), None),
+                    config={"write_empty_chunks": True},  # a channel range may well be zero throughout
                 )
-            folder = Path(scratch)
-            return {
-                str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
-            }
+            files = [path for path in sorted(Path(scratch).rglob("*")) if path.is_file()]
+            return {path.relative_to(scratch).as_posix(): path.read_bytes() for path in files}
 
 
 def _spec_json(spec: ArraySpec) -> dict[str, Any]:

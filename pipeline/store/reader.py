@@ -5,7 +5,6 @@ each record is checked against the sealed manifest when the store is opened. A m
 flipped chunk is an error that names store, array and rows. `verify` also recomputes the sha256 of every chunk.
 """
 
-import json
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +17,13 @@ from torch import Tensor
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import require_manifest
 from pipeline.sparse import SparseTargets
+from pipeline.store.attributes import check_attributes, check_plan, read_attributes
 from pipeline.store.chunks import DamagedChunk, load
 from pipeline.store.codecs import Codec, parse_codec
 from pipeline.store.codecs.features import Fitted, restore
-from pipeline.store.describe import check_places, check_seal, layout_of, read_constant
+from pipeline.store.describe import check_places, check_seal, check_sealed, is_own, layout_of, read_constant
 from pipeline.store.fields import field_array, held_out_codec
-from pipeline.store.layout import Block
+from pipeline.store.layout import ROW_ARRAYS, Block
 from pipeline.store.records import read_records
 from pipeline.store.writer import FORMAT, ROOT
 from pipeline.views import Split, ViewPlan, transform_from_spec
@@ -37,13 +37,19 @@ class Store:
     def __init__(self, folder: Path | str, kind: str):
         self.folder = Path(folder)
         self.manifest = require_manifest(self.folder, kind, make_with=MAKE_WITH[kind])
-        self.layout = layout_of(self.manifest, self.folder)
-        check_places(self.folder, self.layout)
+        check_sealed(self.folder, self.manifest, ROOT)
         self.attributes = read_attributes(self.folder)
         self.format = _format(self.folder, self.attributes)
+        if (self.attributes.get("kind"), self.attributes.get("fingerprint")) != (kind, self.fingerprint):
+            raise StillroomError(
+                f"{self.folder}: found the attributes of another store; expected its manifest's; rebuild the store"
+            )
+        self.layout = layout_of(self.manifest, self.folder)
+        check_places(self.folder, self.layout)
         named = None if self.format == 1 else self.fingerprint
         self.records = read_records(self.folder, self.layout, named)
-        check_seal(self.folder, self.manifest, self.records)
+        check_seal(self.folder, self.manifest, self.layout, self.records)
+        self._root, self._own = self.folder.resolve(), set[str]()  # folders of chunks that are no links
         self._checked: set[str] = set()  # chunks of format 1, whose records hold no crc32c: sha256 at the first read
         self._blocks = {(b.split, b.view, b.index): b for b in self.layout.blocks}
 
@@ -85,6 +91,7 @@ class Store:
         crc32c = chunk.get("crc32c")
         once = crc32c is None and path not in self._checked
         try:
+            self._check_own(path)
             load(
                 self.folder / path,
                 out,
@@ -93,12 +100,21 @@ class Store:
                 crc32c=crc32c,
                 sha256=chunk["sha256"] if thorough or once else None,
             )
+            if name.endswith("_ids") and name not in ROW_ARRAYS and out.max() >= self.num_classes:
+                raise DamagedChunk(f"it names class {out.max()} of {self.num_classes}")
         except DamagedChunk as fault:
             raise CorruptBlockError(
                 f"{self.folder}: {name} of {block.split} view {block.view} rows {block.start}-{block.stop}: "
                 f"{fault}; run '{MAKE_WITH[self.manifest.kind]}' to rebuild these rows"
             ) from fault
         self._checked.add(path)
+
+    def _check_own(self, path: str) -> None:
+        parent = path.rpartition("/")[0]
+        if parent not in self._own:
+            if not is_own(self._root, path):
+                raise DamagedChunk("its folder is a link")
+            self._own.add(parent)
 
     def read(self, split: str, name: str, view: int = 0) -> np.ndarray:
         """Return one view of an array, whole: `[N, *tail]`, as stored."""
@@ -162,12 +178,25 @@ class Store:
 
         Raises: StaleStoreError when this release replays views differently.
         """
-        config = self.attributes["plan"]
+        try:
+            plan = self._plan(self.attributes["plan"])
+            check_plan(plan, self.layout, self.num_classes)
+            is_own = plan.config == self.attributes["plan"]
+        except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+            raise StillroomError(
+                f"{self.folder}: found a view plan that is none ({error!r}); expected one as Stillroom writes it; "
+                f"rebuild the store"
+            ) from error
+        if not is_own:
+            raise StillroomError(f"{self.folder}: its samples are not those of its plan; rebuild the store")
+        return plan
+
+    def _plan(self, config: Mapping[str, Any]) -> ViewPlan:
         splits = {
             name: Split(self.read(name, "sample_ids"), self.read(name, "labels").astype(np.int64))
             for name in self.layout.splits
         }
-        plan = ViewPlan(
+        return ViewPlan(
             dataset=config["dataset"],
             splits=splits,
             count=config["views"],
@@ -177,9 +206,6 @@ class Store:
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
         )
-        if plan.config != config:
-            raise StillroomError(f"{self.folder}: its samples are not those of its plan; rebuild the store")
-        return plan
 
 
 class TeacherStore(Store):
@@ -187,6 +213,7 @@ class TeacherStore(Store):
 
     def __init__(self, folder: Path | str):
         super().__init__(folder, "teacher store")
+        check_attributes(self.folder, "teacher store", self.attributes, self.layout)
 
     def logits_block(self, block: Block) -> Tensor:
         """Return a block's logits, up to a constant a row: float32 [n, ..., C]."""
@@ -208,7 +235,8 @@ class TeacherStore(Store):
             width = self.layout.arrays[f"features/{layer}"].tail[-1]
             return restore({"kind": "fp16"}, {}, width)
         prefix = f"fitted/features/{layer}/"
-        arrays = {name: read_constant(self.folder, prefix + name) for name in described["arrays"]}
+        sealed = self.manifest.digests
+        arrays = {name: read_constant(self.folder, prefix + name, sealed) for name in described["arrays"]}
         return restore(described["codec"], arrays, described["width"])
 
     def features(self, split: str, layer: str, view: int = 0) -> Tensor:
@@ -226,6 +254,7 @@ class TargetStore(Store):
 
     def __init__(self, folder: Path | str):
         super().__init__(folder, "target store")
+        check_attributes(self.folder, "target store", self.attributes, self.layout)
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -264,20 +293,9 @@ def temperature_array(temperature: float) -> str:
     return f"log_probs/t{temperature:.12g}"
 
 
-def read_attributes(folder: Path) -> Mapping[str, Any]:
-    """Return what the store's root `zarr.json` says of it. Raises StillroomError when it says nothing."""
-    path = folder / ROOT
-    try:
-        return json.loads(path.read_bytes())["attributes"]["stillroom"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptBlockError(
-            f"{path}: found no attributes of a store ({error!r}); expected those that were sealed; rebuild the store"
-        ) from error
-
-
 def _format(folder: Path, attributes: Mapping[str, Any]) -> int:
-    found = attributes.get("format") if isinstance(attributes, Mapping) else None
-    if not isinstance(found, int) or found not in range(1, FORMAT + 1):
+    found = attributes.get("format")
+    if type(found) is not int or found not in range(1, FORMAT + 1):
         raise StillroomError(
             f"{folder}: found store format {found!r}; expected 1 to {FORMAT}; read it with the release that wrote it"
         )

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import canonical_json, fingerprint, read_file
+from pipeline.store.codecs.measure import MEANS, TAILS
 from pipeline.store.layout import Block, Layout
 
 RECORDS = "records"
@@ -54,8 +55,8 @@ def read_record(folder: Path, layout: Layout, block: Block, store: str | None) -
         raise ValueError("it lists other chunks")
     if store is not None and not all(_is_count(chunk.get("crc32c")) for chunk in chunks.values()):
         raise ValueError("a chunk has no crc32c")
-    if error is not None and not (isinstance(error, dict) and all(map(_is_number, error.values()))):
-        raise ValueError("its error is no table of numbers")
+    if error is not None and not _is_error(error):
+        raise ValueError("its error is no codec's")
     return record
 
 
@@ -80,8 +81,9 @@ def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
 
-def _is_number(value: Any) -> bool:
-    return type(value) in (int, float)
+def _is_error(error: Any) -> bool:
+    keys = {*MEANS, *TAILS, "rows"}
+    return isinstance(error, dict) and error.keys() == keys and {type(n) for n in error.values()} <= {int, float}
 
 
 def read_records(folder: Path, layout: Layout, store: str | None) -> dict[str, dict[str, Any]]:

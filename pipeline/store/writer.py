@@ -6,13 +6,14 @@ other's work on it is dropped, and nothing that was committed is ever written ag
 """
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import shutil
+import stat
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from threading import Thread
 from typing import Any
 
@@ -22,17 +23,20 @@ from pipeline.errors import StaleStoreError
 from pipeline.lineage import (
     MANIFEST,
     Manifest,
-    check_fresh,
     differences,
     file_digest,
     fingerprint,
+    locked,
+    named,
     partial_name,
+    read_file,
     read_manifest,
     sync_folder,
     write_durably,
 )
 from pipeline.store.chunks import load, pack
 from pipeline.store.codecs import combine_errors
+from pipeline.store.describe import MAX_METADATA_BYTES
 from pipeline.store.layout import Block, Layout
 from pipeline.store.records import (
     RECORDS,
@@ -44,7 +48,8 @@ from pipeline.store.records import (
     records_digest,
 )
 
-ROOT = "zarr.json"
+ROOT, PARTIAL = "zarr.json", "*.partial"
+MADE_FROM = "made_from"  # the attribute that holds the config: an unfinished store has no manifest to say it
 FORMAT = 2  # of stores; format 1 (no crc32c in records, codecs by bare name) is still read
 Arrays = Mapping[str, np.ndarray]
 HASHED_BESIDE = 1 << 20  # bytes from which hashing pays for a thread of its own, beside the write
@@ -75,44 +80,59 @@ class StoreWriter:
     ):
         """`attributes` and `constants` (arrays of no row) are written with the Zarr metadata and sealed with it."""
         self.folder, self.layout, self.kind, self.name, self.config = folder, layout, kind, name, config
+        self._synced = set[Path]()  # folders of chunks whose way up is known to be durable
         self.fingerprint = fingerprint(config)
-        own = {"format": FORMAT, "kind": kind, "fingerprint": self.fingerprint}
-        self.metadata = layout.metadata({"stillroom": {**own, **attributes}}, constants)
-
-    @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the store's lock; a writer that dies lets go of it."""
-        descriptor = os.open(self.folder, os.O_RDONLY)
-        try:
-            with contextlib.suppress(OSError):  # no locks on this file system: digests still tell a mixture
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
-            yield
-        finally:
-            os.close(descriptor)
+        said = {"format": FORMAT, "kind": kind, "fingerprint": self.fingerprint, MADE_FROM: dict(config), **attributes}
+        self.metadata = layout.metadata({"stillroom": {**said, "seal": attributes_seal(said)}}, constants)
 
     def prepare(self) -> None:
         """Write the Zarr metadata. Raises StaleStoreError, naming the fields, when another store's lies there."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        with self.locked():
-            for path, content in self.metadata.items():
-                target = self.folder / path
-                if target.exists() and target.read_bytes() != content:
-                    raise StaleStoreError(
-                        f"{target}: found the metadata of another store; expected that of {self.name!r}"
-                        f"{_differing(target.read_bytes(), content)}; delete {self.folder} and run again"
-                    )
-                if not target.exists():
-                    write_durably(target, content)
+        with locked(self.folder):
+            self._clear_places()
+            self._check_begun()
+            for path, content in self.metadata.items():  # the root's last: where it is, all is
+                if not (self.folder / path).exists():
+                    write_durably(self.folder / path, content)
             (self.folder / RECORDS).mkdir(exist_ok=True)
             sync_folder(self.folder)
 
+    def _check_begun(self) -> None:
+        for path in sorted(self.metadata, key=lambda path: path != ROOT):  # the root's first: it says what for
+            found, wanted = _content(self.folder / path), self.metadata[path]
+            if found is not None and found != wanted:
+                fields = ", ".join(_fields(_attributes(found), _attributes(wanted)))
+                raise StaleStoreError(
+                    f"{self.folder / path}: found the metadata of another store; expected that of {self.name!r}"
+                    f"{fields and ': another '}{fields}; delete {self.folder} and run again"
+                )
+
+    def _clear_places(self) -> None:
+        """Remove whatever is no file where a file belongs, no folder where a folder does.
+
+        A link would have us write outside of the store, a pipe would have us wait, a folder can't be replaced.
+        """
+        files = {*self.metadata, *(f"{RECORDS}/{block.key}.json" for block in self.layout.blocks)}
+        for block in self.layout.blocks:
+            files.update(self.layout.chunk_path(block, name) for name in self.layout.arrays_of(block))
+        parents = {parent.as_posix() for path in files for parent in PurePosixPath(path).parents}
+        for place in sorted(parents - {"."}):  # a folder before what is in it
+            if not _is_at(self.folder / place, stat.S_ISDIR):
+                (self.folder / place).unlink(missing_ok=True)
+        for place in sorted(files):
+            if not _is_at(self.folder / place, stat.S_ISREG):
+                _remove(self.folder / place)
+
     def check_fresh(self, manifest: Manifest) -> None:
         """Raise StaleStoreError, naming the fields that differ, unless a finished store is the one wanted."""
-        check_fresh(manifest, self.config, self.folder)
-        found, wanted = self.folder / ROOT, self.metadata[ROOT]
-        what = _differing(found.read_bytes(), wanted) if found.exists() else ""
-        if what:
-            raise StaleStoreError(f"{self.folder}: made from{what.removeprefix(':')}; delete the folder and run again")
+        content, wanted = _content(self.folder / ROOT), _attributes(self.metadata[ROOT])
+        is_sealed = content is not None and hashlib.sha256(content).hexdigest() == manifest.digests.get(ROOT)
+        found = _attributes(content) if content is not None and is_sealed else wanted
+        fields = _fields({**found, MADE_FROM: manifest.config}, wanted)
+        if fields:
+            raise StaleStoreError(
+                f"{self.folder}: made from another {', '.join(fields)}; delete the folder and run again"
+            )
 
     def missing(self) -> list[Block]:
         """Return the blocks without a sound commit record and sound chunks, in order."""
@@ -140,7 +160,7 @@ class StoreWriter:
 
     def forget(self, blocks: Iterable[Block]) -> None:
         """Drop the records of blocks that are not sound, so that they are computed and committed anew."""
-        with self.locked():
+        with locked(self.folder):
             for block in blocks:
                 if self.is_committed(block) and not self.is_sound(block):  # asked again: it may be new by now
                     record_path(self.folder, block).unlink(missing_ok=True)
@@ -157,7 +177,7 @@ class StoreWriter:
                 chunks[self.layout.chunk_path(block, name)] = self._write_chunk(
                     block, name, computed.arrays, written[target]
                 )
-            with self.locked():
+            with locked(self.folder):
                 if self.is_committed(block):
                     return False
                 self._give_names(written)
@@ -166,7 +186,8 @@ class StoreWriter:
             return True
         finally:
             for partial in written.values():
-                partial.unlink(missing_ok=True)
+                with contextlib.suppress(OSError):  # a disk that can't be written: what stopped us says so
+                    partial.unlink(missing_ok=True)
 
     def _write_chunk(self, block: Block, name: str, arrays: Arrays, partial: Path) -> dict[str, Any]:
         spec, values = self.layout.arrays[name], arrays[name]
@@ -176,24 +197,29 @@ class StoreWriter:
         digest = _Sha256(content, crc)
         partial.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with partial.open("wb") as file:
+            with named(self.folder / self.layout.chunk_path(block, name)), partial.open("wb") as file:
                 file.write(content)
                 file.write(crc)
                 file.flush()
                 os.fsync(file.fileno())
-        except OSError as error:
-            error.filename = error.filename or str(self.folder / self.layout.chunk_path(block, name))
-            raise
         finally:
             sha256 = digest.result()
         return {"sha256": sha256, "bytes": len(content) + len(crc), "crc32c": int.from_bytes(crc, "little")}
 
     def _give_names(self, written: Mapping[Path, Path]) -> None:
-        """Rename chunks to what they are and sync their folders, up to the store's: any may be as new as the chunk."""
+        """Rename chunks to what they are and sync their folders.
+
+        The first time also all folders above, up to the store's: any may be as new as the chunk, and whoever made it
+        may have died before it was synced.
+        """
         for target, partial in written.items():
-            partial.replace(target)
-        for folder in sorted({parent for target in written for parent in target.relative_to(self.folder).parents}):
-            sync_folder(self.folder / folder)
+            with named(target):
+                partial.replace(target)
+        folders = {target.parent for target in written}
+        above = {self.folder / p for f in folders - self._synced for p in f.relative_to(self.folder).parents}
+        for folder in sorted(folders | above):
+            sync_folder(folder)
+        self._synced |= folders
 
     def read(self, split: str, name: str, view: int = 0) -> np.ndarray:
         """Return one view of an array as committed so far: `[N, *tail]`, as stored. Raises DamagedChunk."""
@@ -208,25 +234,36 @@ class StoreWriter:
         `manifest` is None where it was damaged itself. Raises StaleStoreError when it is not the store wanted.
         """
         if manifest is not None:
-            check_fresh(manifest, self.config, self.folder)
-        with self.locked():
-            (self.folder / MANIFEST).unlink(missing_ok=True)
-            for path, wanted in (manifest.digests if manifest else {}).items():
+            self.check_fresh(manifest)
+            self._check_layout(manifest)
+        with locked(self.folder):
+            self._clear_places()
+            for path, wanted in (manifest.digests if manifest else {}).items():  # while the seal still tells damage
                 target = self.folder / path
                 if path in self.metadata and target.exists() and file_digest(target) != wanted:
                     target.unlink()
+                    sync_folder(target.parent)
+            _remove(self.folder / MANIFEST)
             sync_folder(self.folder)
+
+    def _check_layout(self, manifest: Manifest) -> None:
+        """Raise StaleStoreError where this release lays out other blocks: it could not make the damaged ones again."""
+        wanted = self.layout.description()
+        fields = differences({key: manifest.details.get(key) for key in wanted}, wanted)
+        if fields:
+            raise StaleStoreError(
+                f"{self.folder}: laid out with another {', '.join(fields)}; delete the folder and run again"
+            )
 
     def seal(self, details: Mapping[str, Any]) -> Manifest:
         """Write the manifest over all records: from now on the store is readable, and never written again."""
         records = read_records(self.folder, self.layout, self.fingerprint)
         manifest = self._manifest(records, details)
-        with self.locked():
+        with locked(self.folder):
             found = read_manifest(self.folder)
             if found is not None:  # another writer was first
                 return found
-            for leftover in self.folder.rglob("*.partial"):  # of a writer that was killed between write and rename
-                leftover.unlink(missing_ok=True)
+            _sweep(self.folder)
             manifest.write(self.folder)
         return manifest
 
@@ -270,16 +307,68 @@ class _Sha256:
         return self._digest.hexdigest()
 
 
-def _differing(found: bytes, wanted: bytes) -> str:
-    """Return in which fields two metadata files differ, "" when one isn't JSON."""
+def sweep(folder: Path) -> None:
+    """Remove what killed writers left half written in a finished store, where none that lives needs it any more."""
+    with contextlib.suppress(OSError):  # on a disk that can't be written it stays, and harms nothing
+        if any(folder.rglob(PARTIAL)):
+            with locked(folder):
+                _sweep(folder)
+
+
+def _sweep(folder: Path) -> None:
+    for leftover in folder.rglob(PARTIAL):
+        _remove(leftover)
+
+
+def _content(path: Path) -> bytes | None:
+    """Return a metadata file's bytes, None when there is none, b"" when it is none of ours by its size alone."""
     try:
-        fields = differences(_attributes(found), _attributes(wanted))
-    except (ValueError, RecursionError):
-        return ""
-    return f": another {', '.join(fields)}" if fields else ""
+        return read_file(path, MAX_METADATA_BYTES)
+    except FileNotFoundError:
+        return None
+    except ValueError:
+        return b""
 
 
-def _attributes(content: bytes) -> Any:
-    document = json.loads(content)
-    attributes = document.get("attributes", {}).get("stillroom", document)
-    return {key: value for key, value in attributes.items() if key != "fingerprint"}  # it follows from the others
+def _is_at(path: Path, is_kind: Callable[[int], bool]) -> bool:
+    """Whether nothing is there, or something of this kind and no link."""
+    try:
+        return is_kind(path.lstat().st_mode)
+    except FileNotFoundError:
+        return True
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link but not what it leads to, a pipe, or a folder."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _attributes(content: bytes) -> dict[str, Any]:
+    """Return what a `zarr.json` says: of the store where it is the root's, {} when it is no JSON."""
+    try:
+        document = json.loads(content)
+        attributes = document.get("attributes", {}).get("stillroom", document)
+        return dict(attributes)
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def _fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Return in which fields two stores differ: fields of the plan rather than its fingerprint."""
+    made_from = differences(found.get(MADE_FROM, {}), wanted.get(MADE_FROM, {})) if MADE_FROM in found else []
+    fields = dict.fromkeys([*made_from, *differences(_apart(found), _apart(wanted))])
+    is_told = any(field.startswith("plan.") for field in fields)
+    return [field for field in fields if not (is_told and field.startswith("plan "))]
+
+
+def _apart(attributes: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the attributes apart from the config, and from what follows from the others."""
+    return {k: v for k, v in attributes.items() if k not in (MADE_FROM, "fingerprint", "seal")}
+
+
+def attributes_seal(attributes: Mapping[str, Any]) -> str:
+    """Return the seal over all attributes but itself: an unfinished store, too, is resumed as it was begun."""
+    return fingerprint({key: value for key, value in attributes.items() if key != "seal"})

@@ -3,7 +3,7 @@
 from pipeline.views.order import ViewLoader
 from pipeline.views.plan import UNLABELLED, Split, Splits, ViewPlan, make_splits
 from pipeline.views.replay import Batch, Replayer
-from pipeline.views.specs import parse_mix, parse_transforms, transform_from_spec
+from pipeline.views.specs import imported_code, parse_mix, parse_transforms, transform_from_spec
 from pipeline.views.transforms import TRANSFORMS, Mix
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "Splits",
     "ViewLoader",
     "ViewPlan",
+    "imported_code",
     "make_splits",
     "parse_mix",
     "parse_transforms",

@@ -20,18 +20,20 @@ def global_order(seed: int, epoch: int, size: int) -> np.ndarray:
 
 
 def windowed_order(seed: int, epoch: int, size: int, block: int, window: int) -> list[np.ndarray]:
-    """Return every position once, as windows: blocks in shuffled order, `window` of them shuffled together."""
+    """Return every position once, as windows: blocks in shuffled order, up to `window` of them shuffled together.
+
+    Windows differ by one block at most: a small one at the end of each epoch would be shuffled worse than the others.
+    """
     blocks = permutation(seed, "blocks", epoch, size=-(-size // block))
     windows = []
-    for number, start in enumerate(range(0, len(blocks), window)):
-        chosen = blocks[start : start + window]
+    for number, chosen in enumerate(cut(blocks, window)):
         rows = np.concatenate([np.arange(b * block, min(size, (b + 1) * block)) for b in chosen])
         windows.append(rows[permutation(seed, "window", epoch, number, size=len(rows))])
     return windows
 
 
 def cut(order: np.ndarray, batch_size: int) -> list[np.ndarray]:
-    """Return the order in ceil(N / batch_size) batches whose sizes differ by one at most: no runt at the end."""
+    """Return the order in ceil(N / batch_size) pieces whose sizes differ by one at most: no runt at the end."""
     return np.array_split(order, max(1, -(-len(order) // batch_size)))
 
 

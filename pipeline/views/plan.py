@@ -54,7 +54,8 @@ def make_splits(
     """Return the splits train, calibration and test of a data set: labels int64 [N], -1 where a sample has none.
 
     `calibration` and `test` are shares of the labelled samples that could train, stratified; an official test split
-    replaces the latter; `labelled` keeps that many train labels, stratified, and hides the rest.
+    replaces the latter; `labelled` keeps that many train labels, stratified, and hides the rest. Train samples get
+    their positions at random: data sets often lie in class order, and so would the windows a student streams through.
 
     Raises: StillroomError when a split comes out empty or more labels are asked for than there are.
     """
@@ -70,6 +71,7 @@ def make_splits(
     rest = np.setdiff1d(rest, held_out)
     calibration_ids = _share(labels, rest, calibration, seed, "calibration")
     train = np.setdiff1d(rest, calibration_ids)
+    train = train[permutation(seed, "split", "positions", size=len(train))]
     splits = {
         "train": Split(train, _visible_labels(labels, train, labelled, seed)),
         "calibration": Split(calibration_ids, labels[calibration_ids]),

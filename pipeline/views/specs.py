@@ -3,6 +3,7 @@
 import inspect
 import json
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
@@ -25,18 +26,37 @@ def transform_from_spec(spec: Mapping[str, Any]) -> Any:
 
     Raises: StaleStoreError when this release makes it differently (another version), StillroomError when unknown.
     """
-    options = {key: value for key, value in spec.items() if key not in ("transform", "version")}
-    if spec["transform"] == "torchvisionpipeline":
-        made: Any = TorchvisionPipeline.from_options(options["name"], **dict(options["options"]))
-    elif spec["transform"] == "mix":
-        made = Mix(**options)
-    else:
-        made = parse_transforms([{"kind": spec["transform"], **options}])[0]
-    if spec_of(made) != spec:
+    try:
+        made = _made(spec)
+        is_same = spec_of(made) == spec
+    except (KeyError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise StillroomError(
+            f"views: found a transform that is none ({error!r}); expected one as Stillroom writes it; dump them again"
+        ) from error
+    if not is_same:
         raise StaleStoreError(
             f"views: rows were made by {dict(spec)}; this release makes {spec_of(made)}; dump them again"
         )
     return made
+
+
+def _made(spec: Mapping[str, Any]) -> Any:
+    kind = spec["transform"]
+    options = {key: value for key, value in spec.items() if key not in ("transform", "version")}
+    if kind == "torchvisionpipeline":
+        name, own = options["name"], dict(options["options"])
+        make = TorchvisionPipeline.described if ":" in name else TorchvisionPipeline.from_options
+        return make(name, **own)
+    if kind == "mix":
+        return parse_mix(options, options["views"], "views")
+    if kind not in TRANSFORMS or "kind" in options:
+        raise unknown_name("views", "transform", str(kind), TRANSFORMS)
+    return _parse_one({"kind": kind, **options}, "views")
+
+
+def imported_code(transforms: Sequence[Any]) -> list[str]:
+    """Return the import paths that transforms are code of: only who wrote the recipe may have them imported."""
+    return [each.name for each in transforms if isinstance(each, TorchvisionPipeline) and each.is_imported]
 
 
 def parse_transforms(entries: Sequence[Mapping[str, Any]], where: str = "views.transforms") -> tuple[Transform, ...]:
@@ -50,14 +70,14 @@ def parse_transforms(entries: Sequence[Mapping[str, Any]], where: str = "views.t
 def _parse_one(entry: dict[str, Any], where: str) -> Transform:
     kinds = {**TRANSFORMS, "torchvision": TorchvisionPipeline.from_options}
     kind = entry.pop("kind", None)
-    if kind not in kinds:
+    if not isinstance(kind, str) or kind not in kinds:
         raise unknown_name(where, "transform", str(kind), kinds)
     if kind != "torchvision":
         _check_options(kind, entry, TRANSFORMS[kind], where)
     try:
         transform = kinds[kind](**entry)
         transform.parameters(np.zeros((1, transform.num_words), np.uint32))
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, ArithmeticError) as error:
         raise StillroomError(f"{where}: {kind} found {entry}; expected options it accepts; {error}") from error
     return transform
 
@@ -87,11 +107,11 @@ def parse_mix(options: Mapping[str, Any], count: int, where: str = "views.mix") 
             )
     mix = Mix(**options)
     if mix.kind not in ("mixup", "cutmix"):
-        raise unknown_name(where, "mix", mix.kind, ("mixup", "cutmix"))
-    if not 0 < mix.views <= count:
+        raise unknown_name(where, "mix", str(mix.kind), ("mixup", "cutmix"))
+    if type(mix.views) is not int or not 0 < mix.views <= count:
         raise StillroomError(
-            f"{where}.views: found {mix.views}; expected 1 to {count}, the views of the plan; lower it"
+            f"{where}.views: found {mix.views!r}; expected 1 to {count}, the views of the plan; lower it"
         )
-    if not mix.alpha > 0:
-        raise StillroomError(f"{where}.alpha: found {mix.alpha}; expected a number above 0; raise it")
+    if type(mix.alpha) not in (int, float) or not 0 < mix.alpha <= sys.float_info.max:
+        raise StillroomError(f"{where}.alpha: found {mix.alpha!r}; expected a number above 0; correct it")
     return mix

@@ -33,17 +33,27 @@ class TorchvisionPipeline:
     @classmethod
     def from_options(cls, name: str, **options: Any) -> "TorchvisionPipeline":
         """Return the transform, built once to prove that it can be. Raises StillroomError with near names."""
+        transform = cls.described(name, **options)
+        transform.build()
+        return transform
+
+    @classmethod
+    def described(cls, name: str, **options: Any) -> "TorchvisionPipeline":
+        """Return the transform unbuilt: an import path that a store names is not imported by reading the store."""
         import torchvision
 
         release = ".".join(torchvision.__version__.split(".")[:2])
         frozen = tuple(sorted((key, tuple(v) if isinstance(v, list) else v) for key, v in options.items()))
-        transform = cls(name, frozen, release)
-        transform.build()
-        return transform
+        return cls(name, frozen, release)
+
+    @property
+    def is_imported(self) -> bool:
+        """Whether it is code at an import path, as opposed to one of torchvision's own."""
+        return ":" in self.name
 
     def build(self) -> Pipeline:
         """Return the torchvision callable: uint8 [C, H, W] -> [C, H, W]."""
-        if ":" in self.name:
+        if self.is_imported:
             return _imported(self.name)
         from torchvision.transforms import v2
 
@@ -62,7 +72,7 @@ class TorchvisionPipeline:
             raise unknown_name("views.transforms", "torchvision.transforms.v2 class", self.name, known)
         try:
             return getattr(v2, self.name)(**dict(self.options))
-        except (TypeError, ValueError) as error:
+        except Exception as error:  # whatever torchvision's code makes of a recipe's options
             raise StillroomError(
                 f"views.transforms: {self.name} found {dict(self.options)}; expected options it accepts; {error}"
             ) from error
@@ -92,7 +102,7 @@ def _imported(path: str) -> Pipeline:
     module, _, attribute = path.partition(":")
     try:
         pipeline = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as error:
+    except Exception as error:  # the module may be anybody's code
         raise StillroomError(
             f"views.transforms: found {path!r}; expected module:attribute of a v2 pipeline; {error}"
         ) from error

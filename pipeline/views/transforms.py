@@ -54,8 +54,10 @@ class Shift:
 
     def apply(self, images: Tensor, parameters: Tensor) -> Tensor:
         height, width = images.shape[-2:]
-        windows = F.pad(images, (self.pixels,) * 4).unfold(2, height, 1).unfold(3, width, 1)
-        top, left = parameters.to(images.device).long().unbind(1)
+        reach = min(self.pixels, max(height, width))  # farther away only zeros come in, at a price of their square
+        windows = F.pad(images, (reach,) * 4).unfold(2, height, 1).unfold(3, width, 1)
+        moved = (parameters.to(images.device) - self.pixels).clamp(-reach, reach) + reach
+        top, left = moved.long().unbind(1)
         return windows[torch.arange(len(images), device=images.device), :, top, left]
 
 

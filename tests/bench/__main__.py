@@ -4,11 +4,9 @@ Each line is the median of the ratios of neighbouring runs, with the smallest an
 """
 
 import itertools
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,11 +15,13 @@ import torch
 from rich.console import Console
 
 from pipeline import dump
+from pipeline.encoding import choose_encoding
 from pipeline.fusion import FUSIONS
 from pipeline.loader import TargetLoader
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model
-from pipeline.store import CODECS, Block, open_targets, open_teacher
+from pipeline.store import Block, open_targets, open_teacher
+from pipeline.store.records import record_path
 from pipeline.train import Run, Schedule, label_loss, prepare
 from pipeline.views import Batch, ViewLoader
 from stages import fuse, logits, teachers
@@ -29,27 +29,7 @@ from stages.load import load_recipe
 from stages.memory import keep_freed_memory
 from stages.recipe import StudentEntry, TeacherEntry
 from stages.workspace import Workspace
-
-REPEATS = 7
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Return how long one call took."""
-    started = time.perf_counter()
-    work()
-    return time.perf_counter() - started
-
-
-def show(name: str, ratios: list[float], note: str = "") -> None:
-    """Print the median of ratios, the smallest and the largest."""
-    spread = f"{statistics.median(ratios):6.2f}  ({min(ratios):.2f} to {max(ratios):.2f})"
-    print(f"{name:<70} {spread}{'  ' + note if note else ''}", flush=True)
-
-
-def compare(name: str, a: Callable[[], object], b: Callable[[], object], note: str = "") -> None:
-    """Print a ÷ b, run in turn."""
-    a(), b()
-    show(name, [seconds(a) / seconds(b) for _ in range(REPEATS)], note)
+from tests.bench.ratios import REPEATS, compare, seconds, show
 
 
 def student_run(ws: Workspace, entry: StudentEntry, loss: Callable[..., object]) -> Run:
@@ -136,19 +116,30 @@ def fuse_outputs(stores: list, calibrate: bool) -> torch.Tensor:
 
 def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:
     """Dump (replay, forward, encode, checksum, fsync, commit) against the bare forward passes on the same rows."""
-    layers, size, codec = ws.recipe.logits.features, ws.recipe.logits.batch_size, CODECS[ws.recipe.logits.codec]
-    teacher = teachers.load(ws, entry, layers=layers)
-    layout = dump.teacher_layout(ws.plan, len(ws.classes), teacher.feature_widths, ws.recipe.logits.codec)
-    size = teacher.rows_at_once or size
+    logits = ws.recipe.logits
+    teacher = teachers.load(ws, entry, layers=logits.features)
+    encoding = choose_encoding(
+        teacher,
+        ws.replayer,
+        num_classes=len(ws.classes),
+        codec=logits.codec,
+        max_kl=logits.max_kl,
+        feature_codec=logits.feature_codec,
+        where=entry.name,
+    )
+    size = teacher.rows_at_once or logits.batch_size
+    layout = dump.teacher_layout(ws.plan, encoding)
     rows = min(64 * size, len(ws.plan.splits["train"]), layout.block_rows)
     block = Block("train", 0, 0, 0, rows)
     batches = [ws.replayer.batch("train", 0, np.arange(at, min(at + size, rows))) for at in range(0, rows, size)]
     with tempfile.TemporaryDirectory(dir=ws.root) as scratch:
-        writer = dump.open_writer(Path(scratch), entry.name, ws.teacher_store_config(entry), ws.plan, layout)
+        writer = dump.open_writer(Path(scratch), entry.name, ws.teacher_store_config(entry), ws.plan, encoding)
         writer.prepare()
 
         def whole() -> None:
-            writer.commit(block, dump.answer(teacher, ws.replayer, block, codec=codec, batch_size=size, layout=layout))
+            record_path(writer.folder, block).unlink(missing_ok=True)  # else it would be committed already
+            made = dump.answer(teacher, ws.replayer, block, encoding, batch_size=size)
+            assert writer.commit(block, made())
 
         def bare() -> None:
             for batch in batches:

@@ -199,9 +199,13 @@ def test_a_block_is_synced_before_its_record_and_all_records_before_the_manifest
     def written(path: str) -> tuple[str, str]:
         return "sync", f".{path.rsplit('/')[-1]}.partial"
 
+    synced: set[Path] = set()
+
     def named(paths: list[str]) -> list[tuple[str, str]]:
-        folders = {parent.as_posix() for path in paths for parent in Path(path).parents}  # any may be as new
-        names = [tmp_path.name if folder == "." else folder.rsplit("/")[-1] for folder in sorted(folders, key=Path)]
+        own = {Path(path).parent for path in paths}
+        folders = own | {above for folder in own - synced for above in folder.parents}  # any may be as new, once
+        synced.update(own)
+        names = [folder.name or tmp_path.name for folder in sorted(folders)]
         return [*(("rename", path.rsplit("/")[-1]) for path in paths), *(("sync", name) for name in names)]
 
     def record(name: str, folder: str) -> list[tuple[str, str]]:
@@ -266,7 +270,7 @@ def test_a_sealed_store_of_another_config_is_stale(whole):
 def test_an_unfinished_store_of_another_config_is_stale(tmp_path):
     with pytest.raises(Killed):
         fill(writer(tmp_path), kill_at(1, compute))
-    with pytest.raises(StaleStoreError, match=r"another made_from.dtype \(found 'float32'; .*'float64'\); delete"):
+    with pytest.raises(StaleStoreError, match=r"another dtype \(found 'float32'; .*'float64'\); delete"):
         fill(writer(tmp_path, dtype="float64"), compute)
 
 

@@ -35,6 +35,8 @@ def test_windows_cover_every_row_once_and_hold_whole_blocks(size, block, window)
         whole = np.concatenate([np.arange(b * block, min(size, (b + 1) * block)) for b in blocks])
         assert np.array_equal(np.sort(rows), whole)
     assert len(windows) == math.ceil(math.ceil(size / block) / window)
+    sizes = [len(np.unique(rows // block)) for rows in windows]
+    assert max(sizes) - min(sizes) <= 1, "no window is left with less to shuffle than the others"
 
 
 def test_windows_are_shuffled_within_and_between():

@@ -1,6 +1,6 @@
 """How a field's logits lie on disk: a dict of codecs, each a frozen dataclass, its error measured, not promised."""
 
-import math
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
@@ -48,7 +48,7 @@ def _whole(lowest: int, highest: int) -> Option:
 
 def _number(value: Any) -> float | None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    return float(value) if is_number and 0 < value < math.inf else None
+    return float(value) if is_number and 0 < value <= sys.float_info.max else None
 
 
 def _numbers(value: Any) -> tuple[float, ...] | None:

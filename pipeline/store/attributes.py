@@ -1,0 +1,121 @@
+"""What a store says of itself, held against what lies in it before anybody computes with it: it may be a stranger's."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from pipeline.errors import CorruptBlockError, StillroomError
+from pipeline.lineage import read_file
+from pipeline.store.codecs import parse_codec
+from pipeline.store.codecs.features import parse_feature_codec
+from pipeline.store.describe import MAX_METADATA_BYTES
+from pipeline.store.fields import field_specs
+from pipeline.store.layout import ROW_ARRAYS, ArraySpec, Layout
+from pipeline.store.writer import FORMAT, ROOT, attributes_seal
+from pipeline.views import UNLABELLED, ViewPlan
+
+
+def read_attributes(folder: Path) -> Mapping[str, Any]:
+    """Return what the store's root `zarr.json` says of it. Raises StillroomError when it says nothing."""
+    path = folder / ROOT
+    try:
+        document = json.loads(read_file(path, MAX_METADATA_BYTES), parse_constant=_refuse)
+        attributes = document["attributes"]["stillroom"]
+        if not isinstance(attributes, dict):
+            raise ValueError("they are no table")
+        if attributes.get("format") == FORMAT and attributes.get("seal") != attributes_seal(attributes):
+            raise ValueError("their seal does not fit them")
+        return attributes
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptBlockError(
+            f"{path}: found no attributes of a store ({error}); expected those that were sealed; rebuild the store"
+        ) from error
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is no number that a store has")
+
+
+def check_attributes(folder: Path, kind: str, attributes: Mapping[str, Any], layout: Layout) -> None:
+    """Raise StillroomError unless the attributes describe a store of this kind whose arrays are those of the layout."""
+    try:
+        wanted = _row_specs(layout) | _kind_specs(kind, attributes, layout)
+        differing = sorted(name for name, spec in wanted.items() if not _fits(layout.arrays.get(name), spec))
+        if differing:
+            raise ValueError(f"they speak of another {', '.join(differing)}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise StillroomError(
+            f"{folder}: found attributes that describe no {kind} ({error!r}); expected those that Stillroom writes; "
+            f"don't use it, or run the stage that made it to rebuild it"
+        ) from error
+
+
+def _row_specs(layout: Layout) -> dict[str, ArraySpec]:
+    if not {"train", "calibration", "test"} <= layout.splits.keys():
+        raise ValueError(f"splits {sorted(layout.splits)}")
+    return dict(ROW_ARRAYS)
+
+
+def _kind_specs(kind: str, attributes: Mapping[str, Any], layout: Layout) -> dict[str, ArraySpec]:
+    classes, splits = _texts(attributes["classes"]), tuple(layout.splits)
+    codec = parse_codec(attributes["codec"], "codec")
+    if kind == "teacher store":
+        specs = field_specs("logits", codec, (len(classes),), splits)
+        return specs | _feature_specs(attributes.get("features", {}))
+    specs = {"weights": ArraySpec((len(_texts(attributes["teachers"])),), "float16")}
+    for temperature in _temperatures(attributes["temperatures"]):
+        specs |= field_specs(f"log_probs/t{temperature:.12g}", codec, (len(classes),), splits)
+    return specs | {"disagreement": ArraySpec((), "float32")}
+
+
+def _feature_specs(features: Mapping[str, Any]) -> dict[str, ArraySpec]:
+    specs = {}
+    for layer, said in features.items():
+        codec, width = parse_feature_codec(said["codec"], layer), said["width"]
+        if type(width) is not int or not 0 < width < 2**31 or said["arrays"] != sorted(codec.shapes(width)):
+            raise ValueError(f"features of {layer!r}")
+        part = codec.part(width)
+        specs[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle)
+    return specs
+
+
+def _texts(values: Any) -> Sequence[str]:
+    if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
+        raise ValueError(f"found {str(values)[:40]!r} where names are expected")
+    if len(set(values)) < len(values):
+        raise ValueError("a name is there twice")
+    return values
+
+
+def _temperatures(values: Any) -> list[float]:
+    numbers = values if isinstance(values, list) else []
+    if not numbers or not all(type(t) in (int, float) and 0 < t < math.inf for t in numbers):
+        raise ValueError(f"found {str(values)[:40]!r} where temperatures are expected")
+    return numbers
+
+
+def _fits(found: ArraySpec | None, wanted: ArraySpec) -> bool:
+    """Whether an array is the one wanted, with any axes between its rows and its own tail."""
+    if found is None or len(found.tail) < len(wanted.tail):
+        return False
+    own = found.tail[len(found.tail) - len(wanted.tail) :]
+    everything = (own, found.dtype, found.per_view, found.shuffle, found.splits)
+    return everything == (wanted.tail, wanted.dtype, wanted.per_view, wanted.shuffle, wanted.splits)
+
+
+def check_plan(plan: ViewPlan, layout: Layout, num_classes: int) -> None:
+    """Raise ValueError unless a view plan is one, and of a store with this layout and so many classes."""
+    numbers = (*plan.mean, *plan.std)
+    if not isinstance(plan.dataset, str) or type(plan.seed) is not int or type(plan.count) is not int:
+        raise ValueError("a value of another type")
+    if len(plan.mean) != len(plan.std) or not all(type(n) in (int, float) and abs(n) < math.inf for n in numbers):
+        raise ValueError("its mean or std are no numbers")
+    if plan.mix is not None and plan.mix.views > plan.count:
+        raise ValueError(f"{plan.mix.views} mixed views of {plan.count}")
+    for name, split in plan.splits.items():
+        if layout.splits[name][0] != plan.views(name):
+            raise ValueError(f"{plan.views(name)} views of {name} where the store has {layout.splits[name][0]}")
+        if split.ids.min() < 0 or split.labels.min() < UNLABELLED or split.labels.max() >= num_classes:
+            raise ValueError(f"ids or labels of {name} that cannot be")
