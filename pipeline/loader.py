@@ -159,7 +159,7 @@ class TargetLoader:
         temperature: float = 1.0,
         split: str = "train",
         memory_budget: int = 2 << 30,
-        window: int = 8,
+        window: int = 4,
         check_rows: int = 256,
         device: torch.device | str = "cpu",
         imports: Collection[str] = (),

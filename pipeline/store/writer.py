@@ -87,7 +87,7 @@ class StoreWriter:
 
     def prepare(self) -> None:
         """Write the Zarr metadata. Raises StaleStoreError, naming the fields, when another store's lies there."""
-        self.folder.mkdir(parents=True, exist_ok=True)
+        _make(self.folder)
         with locked(self.folder):
             self._clear_places()
             self._check_begun()
@@ -161,6 +161,8 @@ class StoreWriter:
     def forget(self, blocks: Iterable[Block]) -> None:
         """Drop the records of blocks that are not sound, so that they are computed and committed anew."""
         with locked(self.folder):
+            if (self.folder / MANIFEST).exists():  # sealed by another writer: what is damaged is told to who reads it
+                return
             for block in blocks:
                 if self.is_committed(block) and not self.is_sound(block):  # asked again: it may be new by now
                     record_path(self.folder, block).unlink(missing_ok=True)
@@ -257,12 +259,11 @@ class StoreWriter:
 
     def seal(self, details: Mapping[str, Any]) -> Manifest:
         """Write the manifest over all records: from now on the store is readable, and never written again."""
-        records = read_records(self.folder, self.layout, self.fingerprint)
-        manifest = self._manifest(records, details)
         with locked(self.folder):
             found = read_manifest(self.folder)
             if found is not None:  # another writer was first
                 return found
+            manifest = self._manifest(read_records(self.folder, self.layout, self.fingerprint), details)
             _sweep(self.folder)
             manifest.write(self.folder)
         return manifest
@@ -305,6 +306,14 @@ class _Sha256:
         if self._thread.ident is not None:
             self._thread.join()
         return self._digest.hexdigest()
+
+
+def _make(folder: Path) -> None:
+    """Make a folder and whatever is missing above it, so that a power cut doesn't take it back."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
 
 
 def sweep(folder: Path) -> None:

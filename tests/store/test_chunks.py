@@ -117,5 +117,5 @@ def test_what_is_no_file_is_no_chunk(tmp_path, whole, thing):
     (tmp_path / "other").write_bytes(whole)
     make = {"link": lambda: path.symlink_to(tmp_path / "other"), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}
     make.get(thing, lambda: None)()
-    with pytest.raises(DamagedChunk, match="the chunk (is missing|is not a file|cannot be read)"):
+    with pytest.raises(DamagedChunk, match=r"the chunk (is missing|is not a file|cannot be read)"):
         load(path, np.empty((ROWS, 7), np.uint8), "noshuffle", num_bytes=len(whole), crc32c=None, sha256=None)

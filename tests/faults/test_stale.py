@@ -1,0 +1,555 @@
+"""The law: what was made from anything else than what is asked for is refused, by the name of the field that differs.
+
+One field is changed at a time, on a finished store and on an unfinished one; nothing is written, no teacher is asked.
+Asked for again unchanged, a finished store costs neither a forward pass nor a write.
+"""
+
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from instants import steps_in
+from kits import lay_out_once
+from laws import files_of
+from PIL import Image
+from rich.console import Console
+from safetensors.torch import load_file, save_file
+from toys import (
+    EASY,
+    dump_store,
+    fuse_store,
+    make_dataset,
+    make_encoding,
+    make_labels,
+    make_pixels,
+    make_plan,
+    make_teacher,
+    small_blocks,
+    teacher_writer,
+)
+
+from pipeline import dump, fuse
+from pipeline.errors import StaleStoreError
+from pipeline.fusion import FUSIONS
+from pipeline.lineage import MANIFEST, file_digest, fingerprint, read_manifest
+from pipeline.loader import TargetLoader
+from pipeline.store import Filled, StoreWriter, TeacherStore, open_teacher
+from pipeline.store.records import RECORDS
+from pipeline.teachers.torch import WEIGHTS
+from pipeline.views import Replayer, Split, ViewPlan
+from pipeline.views.transforms import TRANSFORMS
+from stages import fuse as fuse_stage
+from stages import logits
+from stages.load import load_recipe
+from stages.workspace import Workspace
+
+PIXELS, LABELS = make_pixels(30), make_labels(30)
+UNCHANGED: dict[str, Any] = {
+    "pixels": PIXELS,
+    "labels": LABELS,
+    "plan": {"count": 2},
+    "edit": lambda plan: plan,
+    "weights": {"weights.safetensors": "0" * 64},
+    "teacher": "a",
+    "precision": "fp32",
+    "classes": ("ring", "bar", "dot"),
+    "asked": {"codec": "fp16", "feature_codec": "fp16", "max_kl": 1e-4},
+}
+
+
+def another_pixel() -> np.ndarray:
+    pixels = PIXELS.copy()
+    pixels[3, 0, 5, 5] ^= 1
+    return pixels
+
+
+def another_label() -> np.ndarray:
+    labels = LABELS.copy()
+    labels[4] = (labels[4] + 1) % 3
+    return labels
+
+
+def two_swapped() -> np.ndarray:
+    """Two samples of one class, the one where the other was."""
+    pixels = PIXELS.copy()
+    pixels[[0, 3]] = pixels[[3, 0]]
+    return pixels
+
+
+def reversed_train(plan: ViewPlan) -> ViewPlan:
+    train = plan.splits["train"]
+    return replace(plan, splits={**plan.splits, "train": Split(train.ids[::-1].copy(), train.labels[::-1].copy())})
+
+
+def one_label_hidden(plan: ViewPlan) -> ViewPlan:
+    train = plan.splits["train"]
+    labels = np.where(np.arange(len(train)) == 2, -1, train.labels)
+    return replace(plan, splits={**plan.splits, "train": Split(train.ids, labels)})
+
+
+def asked(**options: Any) -> dict[str, Any]:
+    return {"asked": {**UNCHANGED["asked"], **options}}
+
+
+def views(**options: Any) -> dict[str, Any]:
+    return {"plan": {"count": 2, **options}}
+
+
+BITROUND = {"kind": "bitround", "keep": 7}
+PCA = {"kind": "pca", "dims": 3}
+FARTHER = [{"kind": "shift", "pixels": 2}, {"kind": "flip"}]
+
+# What is changed, from what, and the field that the error names.
+CHANGES: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "weights": ({}, {"weights": {"weights.safetensors": "1" * 64}}, r"weights\.weights\.safetensors"),
+    "another teacher": ({}, {"teacher": "b"}, "teacher"),
+    "one pixel": ({}, {"pixels": another_pixel()}, r"plan\.dataset"),
+    "one label": ({}, {"labels": another_label()}, r"plan\.dataset"),
+    "two samples swapped": ({}, {"pixels": two_swapped()}, r"plan\.dataset"),
+    "the order of a split": ({}, {"edit": reversed_train}, r"plan\.splits\.train\.ids"),
+    "one label hidden": ({}, {"edit": one_label_hidden}, r"plan\.splits\.train\.labels"),
+    "a transform's parameter": ({}, views(transforms=FARTHER), r"plan\.transforms\.0\.pixels"),
+    "one transform more": ({}, views(transforms=[*EASY, {"kind": "rotate", "degrees": 5}]), r"plan\.transforms"),
+    "one transform for another": ({}, views(transforms=[EASY[0], EASY[0]]), r"plan\.transforms\.1\.transform"),
+    "the views": ({}, views(count=3), r"plan\.views"),
+    "the mix's kind": ({}, views(mix={"kind": "cutmix", "views": 1}), r"plan\.mix\.kind"),
+    "the mix's alpha": ({}, views(mix={"kind": "mixup", "views": 1, "alpha": 0.5}), r"plan\.mix\.alpha"),
+    "no mix": ({}, views(mix=None), r"plan\.mix"),
+    "the plan's seed": ({}, views(seed=6), r"plan\.seed"),
+    "the standardisation": ({}, {"edit": lambda plan: replace(plan, mean=(0.4,))}, r"plan\.mean"),
+    "the precision": ({}, {"precision": "bf16"}, "precision"),
+    "the classes' names": ({}, {"classes": ("ring", "bar", "spot")}, "classes"),
+    "the codec": ({}, asked(codec="fp32"), r"codec\.kind"),
+    "a codec's option": (asked(codec=BITROUND), asked(codec={**BITROUND, "keep": 6}), r"codec\.keep"),
+    "auto for a codec": ({}, asked(codec="auto"), "codec"),
+    "the limit of auto": (asked(codec="auto"), asked(codec="auto", max_kl=1e-2), "max_kl"),
+    "the feature codec": ({}, asked(feature_codec="uint8"), r"feature_codec\.kind"),
+    "a feature codec's option": (
+        asked(feature_codec=PCA),
+        asked(feature_codec={**PCA, "dims": 2}),
+        r"feature_codec\.dims",
+    ),
+}
+
+
+def make_writer(folder: Path, **changes: Any) -> tuple[StoreWriter, Any, Replayer, Any]:
+    """Return the writer of a teacher store made from these things, its teacher, rows and encoding."""
+    asks = {**UNCHANGED, **changes}
+    dataset = make_dataset(asks["pixels"], asks["labels"], asks["classes"])
+    rows = Replayer(asks["edit"](make_plan(dataset, **asks["plan"])), dataset)
+    teacher = make_teacher()
+    encoding = make_encoding(teacher, rows, **asks["asked"])
+    writer = teacher_writer(
+        folder,
+        rows,
+        encoding,
+        name=asks["teacher"],
+        classes=asks["classes"],
+        precision=asks["precision"],
+        weights=asks["weights"],
+        **asks["asked"],
+    )
+    return writer, teacher, rows, encoding
+
+
+def fill(folder: Path, **changes: Any) -> tuple[Filled, int]:
+    """Dump into a folder; return what was done, and how often the teacher was asked."""
+    writer, teacher, rows, encoding = make_writer(folder, **changes)
+    return filled_by(writer, teacher, rows, encoding)
+
+
+def filled_by(writer: StoreWriter, teacher: Any, rows: Replayer, encoding: Any) -> tuple[Filled, int]:
+    calls, predict = [], teacher.predict
+    teacher.predict = lambda inputs: (calls.append(len(inputs)), predict(inputs))[1]
+    return dump.dump(teacher, rows, writer, encoding, batch_size=16, details={"seed": 0}), sum(calls)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _small_and_quick() -> Iterator[None]:
+    """Blocks of 8 rows, metadata that Zarr lays out once for all stores of a shape, and no figures of the answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch, 8)
+        lay_out_once(patch)
+        patch.setattr(dump, "scores", lambda logits, labels, temperature: {})
+        patch.setattr(fuse, "_scores", lambda *args: {})
+        yield
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("stale")
+
+
+def store_of(root: Path, state: str, make: Callable[..., object] = fill, **made_from: Any) -> Path:
+    """Return a store made from these things, finished or not, made once for all tests: they leave it as it is."""
+    name = f"{make.__name__} {fingerprint({key: repr(value) for key, value in made_from.items()})[:12]}"
+    finished, unfinished = root / name, root / f"{name} unfinished"
+    if not finished.exists():
+        make(finished, **made_from)
+        shutil.copytree(finished, unfinished)
+        unfinish(unfinished)
+    return finished if state == "finished" else unfinished
+
+
+def unfinish(folder: Path) -> None:
+    """Leave the first blocks only."""
+    (folder / MANIFEST).unlink()
+    for record in sorted((folder / RECORDS).iterdir())[3:]:
+        record.unlink()
+
+
+def traces(folder: Path) -> dict[str, tuple[int, int]]:
+    """Return every file and folder with its inode and the time of its last change."""
+    paths = [folder, *folder.rglob("*")]
+    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
+
+
+def check_refused(ask: Callable[[], object], folder: Path, field: str) -> None:
+    """The store is refused by the name of the field, with both values, and nothing is touched."""
+    before = traces(folder)
+    with pytest.raises(StaleStoreError) as refused:
+        ask()
+    told = str(refused.value)
+    assert re.search(rf"(another|teacher:|stores:|,) {field} \(found .*; expected .*\).*; delete ", told), told
+    assert told.startswith(str(folder))
+    assert "plan (found '" not in told, f"a fingerprint says nothing: {told}"
+    assert traces(folder) == before
+
+
+# -- teacher stores ---------------------------------------------------------------------------------------------------
+
+STATES = ["finished", "unfinished"]
+over_states = pytest.mark.parametrize("state", STATES)
+
+
+def each_in_one_state(changes: Mapping[str, Any]) -> Any:
+    """Try each change on a store of either state in turn, and on one of the other with the tests that take long."""
+    pairs = [(what, STATES[(number + turn) % 2], turn) for number, what in enumerate(changes) for turn in (0, 1)]
+    marks = {0: (), 1: pytest.mark.faults}
+    return pytest.mark.parametrize(
+        ("what", "state"), [pytest.param(what, state, marks=marks[turn]) for what, state, turn in pairs]
+    )
+
+
+@each_in_one_state(CHANGES)
+def test_a_teacher_store_with_one_field_changed_is_refused_by_its_name(root, state, what):
+    made_from, changes, field = CHANGES[what]
+    folder = store_of(root, state, **made_from)
+    check_refused(lambda: fill(folder, **{**made_from, **changes}), folder, field)
+
+
+@over_states
+def test_a_teacher_store_by_another_version_of_a_transform_is_refused(root, state, monkeypatch):
+    folder = store_of(root, state)
+    monkeypatch.setattr(TRANSFORMS["shift"], "version", TRANSFORMS["shift"].version + 1)
+    check_refused(lambda: fill(folder), folder, r"plan\.transforms\.0\.version")
+
+
+@over_states
+def test_a_teacher_store_by_another_version_of_the_dump_is_refused(root, state, monkeypatch):
+    folder = store_of(root, state)
+    monkeypatch.setattr(dump, "VERSION", dump.VERSION + 1)
+    check_refused(lambda: fill(folder), folder, "version")
+
+
+# -- target stores ----------------------------------------------------------------------------------------------------
+
+Fused = dict[str, Any]
+FUSED: Fused = {
+    "teachers": ("a0", "b1"),  # name and seed
+    "rows": {"count": 2},
+    "strategy": "mean",
+    "options": {},
+    "temperatures": (1.0, 4.0),
+    "calibrate": True,
+    "codec": "fp16",
+    "max_kl": 1e-3,
+}
+FUSIONS_CHANGED: dict[str, tuple[Fused, Fused, str]] = {
+    "the temperatures": ({}, {"temperatures": (1.0, 2.0)}, "temperatures"),
+    "one temperature more": ({}, {"temperatures": (1.0, 2.0, 4.0)}, "temperatures"),
+    "calibrate": ({}, {"calibrate": False}, "calibrate"),
+    "the strategy": ({}, {"strategy": "vote"}, "strategy"),
+    "a strategy's option": (
+        {"strategy": "weighted"},
+        {"strategy": "weighted", "options": {"tau": 1.0}},
+        r"options\.tau",
+    ),
+    "the codec": ({}, {"codec": "fp32"}, r"codec\.kind"),
+    "a codec's option": ({"codec": BITROUND}, {"codec": {**BITROUND, "keep": 6}}, r"codec\.keep"),
+    "auto for a codec": ({}, {"codec": "auto"}, "codec"),
+    "the limit of auto": ({"codec": "auto"}, {"codec": "auto", "max_kl": 1e-2}, "max_kl"),
+    "another teacher": ({}, {"teachers": ("a0", "c1")}, r"teachers\.1\.(name|store)"),
+    "the order of teachers": ({}, {"teachers": ("b1", "a0")}, r"teachers\.0\.(name|store)"),
+    "one teacher more": ({}, {"teachers": ("a0", "b1", "c2")}, "teachers"),
+    "a teacher dumped again that answers otherwise": ({}, {"teachers": ("a0", "b7")}, r"parents\.b\.records"),
+    "other views": ({}, {"rows": {"count": 3}}, r"plan\.views"),
+}
+
+
+def teacher_store(root: Path, name: str, rows: Mapping[str, Any]) -> TeacherStore:
+    """Return a finished teacher store, made once: the name is one letter, what follows is the seed of its weights."""
+    folder = root / f"teacher {name} {sorted(rows.items())}"
+    if (folder / MANIFEST).exists():
+        return open_teacher(folder)
+    dataset = make_dataset(PIXELS)
+    return dump_store(folder, Replayer(make_plan(dataset, **rows), dataset), name=name[0], seed=int(name[1:]))
+
+
+def fuse_into(folder: Path, **changes: Any) -> Filled:
+    """Fuse into a folder what lies beside it."""
+    asks = {**FUSED, **changes}
+    stores = [teacher_store(folder.parent, name, asks["rows"]) for name in asks["teachers"]]
+    named = ("strategy", "options", "temperatures", "calibrate", "codec", "max_kl")
+    parents, plan = {store.name: store.fingerprint for store in stores}, stores[0].plan()
+    config = fuse.target_store_config(parents, plan.fingerprint, **{key: asks[key] for key in named})
+    fusion, labels = FUSIONS[asks["strategy"]](**asks["options"]), torch.from_numpy(plan.splits["calibration"].labels)
+    codec = fuse.choose_codec(stores, fusion, config, labels, "fusion")
+    return fuse.fuse_stores(stores, fusion, fuse.open_writer(folder, "t", config, stores, codec))
+
+
+def target_of(root: Path, state: str, **made_from: Any) -> Path:
+    """Return a target store made from these things, finished or not."""
+    return store_of(root, state, fuse_into, **made_from)
+
+
+@each_in_one_state(FUSIONS_CHANGED)
+def test_a_target_store_with_one_field_changed_is_refused_by_its_name(root, state, what):
+    made_from, changes, field = FUSIONS_CHANGED[what]
+    folder = target_of(root, state, **made_from)
+    check_refused(lambda: fuse_into(folder, **changes), folder, field)
+
+
+@over_states
+def test_a_target_store_by_another_version_of_fusing_is_refused(root, state, monkeypatch):
+    folder = target_of(root, state)
+    monkeypatch.setattr(fuse, "VERSION", fuse.VERSION + 1)
+    check_refused(lambda: fuse_into(folder), folder, "version")
+
+
+# -- nothing changed --------------------------------------------------------------------------------------------------
+
+
+def test_a_finished_teacher_store_asked_for_again_costs_no_forward_pass_and_no_write(root):
+    folder = store_of(root, "finished")
+    made, before = make_writer(folder), traces(folder)
+    with steps_in(folder) as steps:
+        assert filled_by(*made) == (Filled(), 0)
+    assert not steps.taken
+    assert traces(folder) == before
+
+
+def test_a_finished_target_store_asked_for_again_costs_no_write(root):
+    folder = target_of(root, "finished")
+    before = traces(folder)
+    with steps_in(folder) as steps:
+        assert fuse_into(folder) == Filled()
+    assert not steps.taken
+    assert traces(folder) == before
+
+
+def test_an_unfinished_store_unchanged_asks_only_for_what_is_missing(tmp_path):
+    whole, rest = tmp_path / "whole", tmp_path / "rest"
+    done, asked = fill(whole)
+    assert asked == done.rows
+    shutil.copytree(whole, rest)
+    unfinish(rest)
+    missing = sum(len(block) for block in make_writer(rest)[0].missing())
+    again, asked = fill(rest)
+    assert 0 < missing < done.rows
+    assert asked == again.rows == missing
+    assert files_of(rest) == files_of(whole)
+
+
+# -- the loader -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def targets(tmp_path_factory) -> Any:
+    """A target store of one teacher."""
+    root = tmp_path_factory.mktemp("targets")
+    dataset = make_dataset(PIXELS)
+    rows = Replayer(make_plan(dataset, count=2), dataset)
+    return fuse_store(root / "t", [dump_store(root / "a", rows)])
+
+
+SAMPLES = {
+    "one pixel": lambda: make_dataset(another_pixel()),
+    "one label": lambda: make_dataset(PIXELS, another_label()),
+    "two samples swapped": lambda: make_dataset(two_swapped()),
+    "one sample less": lambda: make_dataset(PIXELS[:-1]),
+    "the classes' names": lambda: make_dataset(PIXELS, classes=("ring", "bar", "spot")),
+}
+
+
+@pytest.mark.parametrize("what", SAMPLES)
+def test_a_loader_refuses_samples_that_the_teachers_did_not_see(targets, what):
+    TargetLoader(targets, make_dataset(PIXELS), batch_size=8)
+    with pytest.raises(StaleStoreError, match=r"made from data set \w{12}; found \w{12} \(another picture, label, cl"):
+        TargetLoader(targets, SAMPLES[what](), batch_size=8)
+
+
+def test_a_loader_refuses_views_that_another_version_of_a_transform_makes(targets, monkeypatch):
+    version = TRANSFORMS["shift"].version
+    monkeypatch.setattr(TRANSFORMS["shift"], "version", version + 1)
+    with pytest.raises(StaleStoreError, match=rf"'version': {version}\b.*'version': {version + 1}\b"):
+        TargetLoader(targets, make_dataset(PIXELS), batch_size=8)
+
+
+def test_a_loader_refuses_views_that_changed_without_a_new_version(targets, monkeypatch):
+    drawn = TRANSFORMS["shift"].parameters
+    monkeypatch.setattr(TRANSFORMS["shift"], "parameters", lambda self, words: drawn(self, words) + 1)
+    with pytest.raises(StaleStoreError, match=r"row_digest of train view 0: .* do not replay .*pixels, transforms or"):
+        TargetLoader(targets, make_dataset(PIXELS), batch_size=8)
+
+
+# -- the stages -------------------------------------------------------------------------------------------------------
+
+RECIPE = """
+name = "small"
+[data]
+folder = "{home}/pictures"
+size = 12
+channels = 1
+[views]
+count = 2
+transforms = [{{ kind = "shift", pixels = 1 }}]
+[[teacher]]
+name = "one"
+model = "mlp"
+width = 8
+depth = 1
+epochs = 1
+[[teacher]]
+name = "two"
+model = "mlp"
+width = 6
+depth = 1
+epochs = 1
+[[fusion]]
+name = "mean"
+"""
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory) -> Path:
+    """A folder in which two teachers, their stores and a target store have been made."""
+    home = tmp_path_factory.mktemp("home")
+    for number, pixels in enumerate(make_pixels(60)):
+        folder = home / "pictures" / str(number % 3)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels[0]).save(folder / f"{number:02}.png")
+    ws = workspace(home)
+    logits.run(ws)
+    fuse_stage.ensure(ws, ws.recipe.fusion[0])
+    return home
+
+
+@pytest.fixture
+def home(made, tmp_path) -> Path:
+    """A copy of it, to spoil."""
+    return Path(shutil.copytree(made, tmp_path / "home"))
+
+
+def workspace(home: Path, *overrides: str) -> Workspace:
+    (home / "small.toml").write_text(RECIPE.format(home=home))
+    return Workspace(load_recipe(str(home / "small.toml"), overrides), home / "data", Console(quiet=True))
+
+
+def replace_weights(ws: Workspace) -> None:
+    """Put other weights where the first teacher's lie, sealed as its own: it answers otherwise from now on."""
+    folder = ws.teacher_folder(ws.recipe.teacher[0])
+    path, manifest = folder / WEIGHTS, read_manifest(folder)
+    assert manifest is not None
+    save_file({name: -values for name, values in load_file(path).items()}, path)
+    replace(manifest, digests={WEIGHTS: file_digest(path)}).write(folder)
+
+
+def ask_again(ws: Workspace) -> None:
+    """Ask both stages by name for what they made."""
+    for entry in ws.recipe.teacher:
+        logits.ensure(ws, entry, check=True)
+    fuse_stage.ensure(ws, ws.recipe.fusion[0], check=True)
+
+
+def test_stages_asked_again_find_everything_ask_no_teacher_and_write_nothing(home):
+    ws, kinds = workspace(home), ("teachers", "logits", "targets")
+    before = [traces(home / "data" / kind) for kind in kinds]
+    ws.plan  # noqa: B018  opening the pictures notes down their digests
+    with steps_in(home / "data") as steps:
+        ask_again(ws)
+    assert not steps.taken
+    assert (ws.teacher_forwards, ws.done) == (0, [])
+    assert [traces(home / "data" / kind) for kind in kinds] == before
+
+
+@over_states
+def test_a_store_of_other_weights_than_those_on_disk_is_refused(home, state):
+    ws = workspace(home)
+    entry = ws.recipe.teacher[0]
+    folder = ws.teacher_store_folder(entry)
+    if state == "unfinished":
+        unfinish(folder)
+    replace_weights(ws)
+    check_refused(lambda: logits.ensure(ws, entry, check=True), folder, r"weights\.weights\.safetensors")
+    assert ws.teacher_forwards == 0
+
+
+def test_a_damaged_store_of_other_weights_is_refused_as_it_lies(home):
+    ws = workspace(home)
+    entry = ws.recipe.teacher[0]
+    folder = ws.teacher_store_folder(entry)
+    (folder / RECORDS / "train-0-0.json").write_bytes(b"rotten")
+    replace_weights(ws)
+    check_refused(lambda: logits.ensure(ws, entry, check=True), folder, r"weights\.weights\.safetensors")
+
+
+@over_states
+def test_a_target_store_of_a_teacher_that_was_dumped_again_is_refused(home, state):
+    ws = workspace(home)
+    teacher, fusion = ws.recipe.teacher[0], ws.recipe.fusion[0]
+    folder = ws.target_folder(fusion)
+    if state == "unfinished":
+        unfinish(folder)
+    shutil.rmtree(ws.teacher_store_folder(teacher))
+    replace_weights(ws)
+    logits.ensure(ws, teacher)
+    check_refused(lambda: fuse_stage.ensure(ws, fusion, check=True), folder, r"parents\.one\.records")
+
+
+def another_picture(home: Path) -> tuple[str, ...]:
+    pixels = np.array(Image.open(home / "pictures/0/03.png"))
+    pixels[5, 5] ^= 1
+    Image.fromarray(pixels).save(home / "pictures/0/03.png")
+    return ()
+
+
+def a_picture_of_another_class(home: Path) -> tuple[str, ...]:
+    (home / "pictures/0/03.png").rename(home / "pictures/1/03.png")
+    return ()
+
+
+RUNS: dict[str, Callable[[Path], tuple[str, ...]]] = {
+    "one pixel": another_picture,
+    "one label": a_picture_of_another_class,
+    "the views": lambda home: ("views.count=3",),
+    "the seed": lambda home: ("seed=1",),
+    "the codec": lambda home: ("logits.codec=fp32",),
+    "the teacher's seed": lambda home: ("teacher.one.seed=1",),
+}
+
+
+@pytest.mark.parametrize("what", ["one pixel", *(pytest.param(run, marks=pytest.mark.faults) for run in RUNS)])
+def test_a_run_of_anything_else_lies_elsewhere_and_leaves_what_was_made(home, what):
+    before, old = traces(home / "data/logits"), workspace(home)
+    folder = old.teacher_store_folder(old.recipe.teacher[0])
+    ws = workspace(home, *RUNS[what](home))
+    assert ws.teacher_store_folder(ws.recipe.teacher[0]) != folder
+    assert ws.target_folder(ws.recipe.fusion[0]) != old.target_folder(old.recipe.fusion[0])
+    assert traces(home / "data/logits") == before
