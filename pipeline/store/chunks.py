@@ -38,15 +38,20 @@ def compressors(dtype: str, shuffle: Shuffle | None) -> list[Any]:
     return [BloscCodec(cname="zstd", clevel=LEVEL, shuffle=shuffle, typesize=np.dtype(dtype).itemsize), Crc32cCodec()]
 
 
-def pack(values: np.ndarray, rows: int, fill_value: float, shuffle: Shuffle | None) -> tuple[np.ndarray | bytes, bytes]:
-    """Return a chunk of `rows` rows as its content and the four bytes of its crc32c: [n, *tail] with n <= rows."""
+def pack(values: np.ndarray, rows: int, fill_value: float, shuffle: Shuffle | None) -> np.ndarray | bytes:
+    """Return the content of a chunk of `rows` rows, which its `crc32c` follows: [n, *tail] with n <= rows."""
     values = np.ascontiguousarray(values, values.dtype.newbyteorder("<"))
     if len(values) < rows:
         padding = np.full((rows - len(values), *values.shape[1:]), fill_value, values.dtype)
         values = np.concatenate([values, padding])
     content = values.reshape(-1).view(np.uint8)
-    content = content if shuffle is None else blosc(str(values.dtype), shuffle).encode(content)
-    return content, google_crc32c.value(content).to_bytes(CRC_BYTES, "little")
+    return content if shuffle is None else blosc(str(values.dtype), shuffle).encode(content)
+
+
+def crc32c(content: np.ndarray | bytes) -> bytes:
+    """Return the four bytes that end a chunk."""
+    crc: bytes = google_crc32c.value(content).to_bytes(CRC_BYTES, "little")
+    return crc
 
 
 def load(

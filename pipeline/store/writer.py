@@ -11,15 +11,15 @@ import json
 import os
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from threading import Thread
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
-from pipeline.errors import StaleStoreError
+from pipeline.errors import StaleStoreError, StillroomError
 from pipeline.lineage import (
     MANIFEST,
     Manifest,
@@ -34,7 +34,7 @@ from pipeline.lineage import (
     sync_folder,
     write_durably,
 )
-from pipeline.store.chunks import load, pack
+from pipeline.store.chunks import crc32c, load, pack
 from pipeline.store.codecs import combine_errors
 from pipeline.store.describe import MAX_METADATA_BYTES
 from pipeline.store.layout import Block, Layout
@@ -89,7 +89,10 @@ class StoreWriter:
         """Write the Zarr metadata. Raises StaleStoreError, naming the fields, when another store's lies there."""
         _make(self.folder)
         with locked(self.folder):
-            self._clear_places()
+            for folder in self._strange_folders():
+                raise StillroomError(
+                    f"{folder}: found a link or a file; expected a folder of the store itself; delete it and run again"
+                )
             self._check_begun()
             for path, content in self.metadata.items():  # the root's last: where it is, all is
                 if not (self.folder / path).exists():
@@ -107,21 +110,15 @@ class StoreWriter:
                     f"{fields and ': another '}{fields}; delete {self.folder} and run again"
                 )
 
-    def _clear_places(self) -> None:
-        """Remove whatever is no file where a file belongs, no folder where a folder does.
-
-        A link would have us write outside of the store, a pipe would have us wait, a folder can't be replaced.
-        """
-        files = {*self.metadata, *(f"{RECORDS}/{block.key}.json" for block in self.layout.blocks)}
+    def _strange_folders(self) -> Iterator[Path]:
+        """Yield what is no folder where one belongs: through a link we would write outside of the store."""
+        files = {*self.metadata, f"{RECORDS}/0"}
         for block in self.layout.blocks:
             files.update(self.layout.chunk_path(block, name) for name in self.layout.arrays_of(block))
         parents = {parent.as_posix() for path in files for parent in PurePosixPath(path).parents}
         for place in sorted(parents - {"."}):  # a folder before what is in it
             if not _is_at(self.folder / place, stat.S_ISDIR):
-                (self.folder / place).unlink(missing_ok=True)
-        for place in sorted(files):
-            if not _is_at(self.folder / place, stat.S_ISREG):
-                _remove(self.folder / place)
+                yield self.folder / place
 
     def check_fresh(self, manifest: Manifest) -> None:
         """Raise StaleStoreError, naming the fields that differ, unless a finished store is the one wanted."""
@@ -164,8 +161,13 @@ class StoreWriter:
             if (self.folder / MANIFEST).exists():  # sealed by another writer: what is damaged is told to who reads it
                 return
             for block in blocks:
-                if self.is_committed(block) and not self.is_sound(block):  # asked again: it may be new by now
-                    record_path(self.folder, block).unlink(missing_ok=True)
+                if self.is_sound(block):  # asked again: it may be new by now
+                    continue
+                _remove(record_path(self.folder, block))
+                for name in self.layout.arrays_of(block):
+                    chunk = self.folder / self.layout.chunk_path(block, name)
+                    if not _is_at(chunk, stat.S_ISREG):
+                        _remove(chunk)  # a folder can't be replaced
             sync_folder(self.folder / RECORDS)
 
     def commit(self, block: Block, computed: Computed) -> bool:
@@ -195,18 +197,20 @@ class StoreWriter:
         spec, values = self.layout.arrays[name], arrays[name]
         if values.shape != (len(block), *spec.tail) or values.dtype != np.dtype(spec.dtype):
             raise ValueError(f"{name}: got {values.dtype} {values.shape} for {spec.dtype} {(len(block), *spec.tail)}")
-        content, crc = pack(values, self.layout.chunk_rows(block.split), spec.fill_value, spec.shuffle)
-        digest = _Sha256(content, crc)
-        partial.parent.mkdir(parents=True, exist_ok=True)
-        try:
+        content = pack(values, self.layout.chunk_rows(block.split), spec.fill_value, spec.shuffle)
+        with _Sha256(content) as digest:
+            crc = crc32c(content)
+            partial.parent.mkdir(parents=True, exist_ok=True)
             with named(self.folder / self.layout.chunk_path(block, name)), partial.open("wb") as file:
                 file.write(content)
                 file.write(crc)
                 file.flush()
                 os.fsync(file.fileno())
-        finally:
-            sha256 = digest.result()
-        return {"sha256": sha256, "bytes": len(content) + len(crc), "crc32c": int.from_bytes(crc, "little")}
+        return {
+            "sha256": digest.of_all(crc),
+            "bytes": len(content) + len(crc),
+            "crc32c": int.from_bytes(crc, "little"),
+        }
 
     def _give_names(self, written: Mapping[Path, Path]) -> None:
         """Rename chunks to what they are and sync their folders.
@@ -239,7 +243,11 @@ class StoreWriter:
             self.check_fresh(manifest)
             self._check_layout(manifest)
         with locked(self.folder):
-            self._clear_places()
+            for folder in self._strange_folders():
+                folder.unlink()
+            for path in self.metadata:
+                if not _is_at(self.folder / path, stat.S_ISREG):
+                    _remove(self.folder / path)
             for path, wanted in (manifest.digests if manifest else {}).items():  # while the seal still tells damage
                 target = self.folder / path
                 if path in self.metadata and target.exists() and file_digest(target) != wanted:
@@ -285,26 +293,30 @@ class StoreWriter:
 
 
 class _Sha256:
-    """The sha256 of a chunk, computed beside its write where it is large: in a thread that ends with it.
+    """The sha256 of a chunk, computed beside its CRC and its write where it is large: in a thread that ends with it.
 
     A pool would be gone in a process that forks, and wait there for ever.
     """
 
-    def __init__(self, content: np.ndarray | bytes, crc: bytes):
+    def __init__(self, content: np.ndarray | bytes):
         self._digest = hashlib.sha256()
-        self._thread = Thread(target=self._update, args=(content, crc), name="stillroom-sha256")
-        if len(content) >= HASHED_BESIDE:
-            self._thread.start()
+        self._thread: Thread | None = None
+        if len(content) < HASHED_BESIDE:
+            self._digest.update(content)
         else:
-            self._update(content, crc)
+            self._thread = Thread(target=self._digest.update, args=(content,), name="stillroom-sha256")
+            self._thread.start()
 
-    def _update(self, content: np.ndarray | bytes, crc: bytes) -> None:
-        self._digest.update(content)
-        self._digest.update(crc)
+    def __enter__(self) -> Self:
+        return self
 
-    def result(self) -> str:
-        if self._thread.ident is not None:
+    def __exit__(self, *_: object) -> None:
+        if self._thread is not None:
             self._thread.join()
+
+    def of_all(self, crc: bytes) -> str:
+        """Return the digest of the content and its CRC."""
+        self._digest.update(crc)
         return self._digest.hexdigest()
 
 

@@ -194,6 +194,29 @@ def test_damage_found_by_a_late_writer_is_left_alone_once_another_has_sealed(exp
     check_whole(tmp_path, expected)
 
 
+def test_a_block_that_another_writer_commits_meanwhile_is_not_forgotten(expected, tmp_path):
+    first, late = KIT.writer(tmp_path), KIT.writer(tmp_path)
+    first.prepare()
+    missing = late.missing()
+    assert first.commit(missing[0], KIT.compute(missing[0]))
+    before = committed(tmp_path, expected)
+    late.forget(missing)
+    assert not late.commit(missing[0], KIT.compute(missing[0], author=1))
+    assert len(before) > 1
+    check_kept(tmp_path, before)
+    KIT.ensure(tmp_path)
+    check_whole(tmp_path, expected)
+
+
+def test_a_store_that_another_writer_has_sealed_is_not_sealed_again(tmp_path):
+    KIT.ensure(tmp_path)
+    written = (tmp_path / MANIFEST).stat()
+    sealed = KIT.writer(tmp_path).seal({"seed": 1})
+    again = (tmp_path / MANIFEST).stat()
+    assert sealed.details["seed"] == 0, "what the first one said"
+    assert (again.st_ino, again.st_mtime_ns) == (written.st_ino, written.st_mtime_ns)
+
+
 # -- comings and goings -----------------------------------------------------------------------------------------------
 
 

@@ -39,7 +39,7 @@ from oracle import Held, blocks_of, hold_targets, hold_teacher
 from pipeline.errors import StaleStoreError, StillroomError
 from pipeline.lineage import MANIFEST, read_manifest
 from pipeline.loader import TargetLoader, open_replayer
-from pipeline.store import StoreWriter, TargetStore, TeacherStore, open_targets, open_teacher
+from pipeline.store import TargetStore, TeacherStore, open_targets, open_teacher
 from pipeline.store.chunks import pack
 from pipeline.store.verify import Fault, verify
 from stages.load import load_recipe
@@ -410,7 +410,7 @@ def test_a_pickled_object_in_a_plain_chunk_is_refused(targets, tmp_path):
 def test_class_numbers_beyond_the_classes_are_refused(held, sparse, replayer):
     said = held["sparse"].numbers["train", "log_probs/t1_ids"][1].copy()
     said[7] = 60000
-    content, _ = pack(said, 40, 0, "bitshuffle")
+    content = pack(said, 40, 0, "bitshuffle")
     edit_chunk(sparse, "train/log_probs/t1_ids/c/1/0/0", bytes(content))
     with pytest.raises(StillroomError, match="log_probs/t1_ids of train view 1 rows 0-40: it names class 60000 of 3"):
         TargetLoader(TargetStore(sparse), replayer.samples, batch_size=8)
@@ -482,38 +482,33 @@ def test_links_that_lead_out_of_a_store_are_refused(teacher, outside, what):
     assert refused(teacher)
 
 
-def at(writer: StoreWriter, folder: Path) -> StoreWriter:
-    moved = copy.copy(writer)
-    moved.folder = folder
-    return moved
-
-
 @pytest.mark.parametrize("what", PLACES)
 def test_mending_a_store_with_links_writes_nothing_outside(teacher, held, outside, what):
     whole = {name: content for name, (*_, content) in state_of(teacher).items()}
     lead_out(teacher, PLACES[what], outside)
     before = state_of(outside) if (outside / "loot").is_dir() else (outside / "loot").stat()
-    writer = at(held["teacher"].writer, teacher)
     try:
         manifest = read_manifest(teacher)
     except StillroomError:
         manifest = None
-    writer.unseal(manifest)
-    Held(writer, held["teacher"].numbers).fill()
+    held["teacher"].writer.unseal(manifest)
+    held["teacher"].fill()
     assert {name: content for name, (*_, content) in state_of(teacher).items()} == whole
     after = state_of(outside) if (outside / "loot").is_dir() else (outside / "loot").stat()
     assert after == before
 
 
-def test_an_unfinished_store_of_a_stranger_is_filled_inside_of_it_alone(teacher, held, outside):
+@pytest.mark.parametrize("place", ["records", "train", "train/logits/c", "train/logits/c/1/0", "fitted"])
+def test_an_unfinished_store_of_a_stranger_is_not_filled_through_links(teacher, held, outside, place):
     (teacher / MANIFEST).unlink()
-    lead_out(teacher, "records", outside)
-    lead_out(teacher, "train/logits/c", outside.parent)
+    lead_out(teacher, place, outside)
     kept = state_of(outside)
-    writer = at(held["teacher"].writer, teacher)
-    Held(writer, held["teacher"].numbers).fill()
-    assert verify(teacher) == []
+    with pytest.raises(StillroomError, match=f"{teacher / place}: found a link or a file; .*; delete it and run again"):
+        held["teacher"].fill()
     assert state_of(outside) == kept
+    (teacher / place).unlink()
+    held["teacher"].fill()
+    assert verify(teacher) == []
 
 
 @pytest.mark.parametrize("name", ["../escape", "/escape", "..", "a/../../escape", "fitted/features/penultimate"])
@@ -900,13 +895,13 @@ def told(do: Callable[[], Any]) -> str:
     return ""
 
 
-def test_five_hundred_mutated_recipes_are_refused_or_sound(load):
-    check_mutated_recipes(load, range(500))
+def test_mutated_recipes_are_refused_or_sound(load):
+    check_mutated_recipes(load, range(200))
 
 
 @pytest.mark.faults
 def test_five_thousand_mutated_recipes_are_refused_or_sound(load):
-    check_mutated_recipes(load, range(500, 5500))
+    check_mutated_recipes(load, range(200, 5200))
 
 
 def check_mutated_stores(held: dict[str, Held], seeds: range) -> None:
@@ -948,9 +943,9 @@ def mutate_file(store: Path, path: Path, drawn: random.Random) -> bool:
 
 
 def test_mutated_stores_are_refused_or_sound(held):
-    check_mutated_stores(held, range(40))
+    check_mutated_stores(held, range(25))
 
 
 @pytest.mark.faults
 def test_five_hundred_mutated_stores_are_refused_or_sound(held):
-    check_mutated_stores(held, range(40, 540))
+    check_mutated_stores(held, range(25, 525))
