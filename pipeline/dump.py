@@ -14,13 +14,12 @@ from pipeline.encoding import Encoding, asked_codec
 from pipeline.metrics import classification_metrics
 from pipeline.store import ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
 from pipeline.store.codecs import measure_error
-from pipeline.store.codecs.base import RowKeys
 from pipeline.store.codecs.features import feature_codec_json, parse_feature_codec
 from pipeline.store.fields import field_array, field_specs
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
 from pipeline.transfer import HostCopies, Stopwatch, prefetched
-from pipeline.views import Replayer, ViewPlan
+from pipeline.views import Replayer, RowKeys, ViewPlan
 
 VERSION = 2  # of what the dump writes for the same teacher and plan
 REPLAYED_BYTES = 8 << 20  # of inputs replayed together

@@ -17,14 +17,13 @@ from pipeline.answers import Answers, Teacher
 from pipeline.errors import StillroomError
 from pipeline.lineage import fingerprint
 from pipeline.store.codecs import Codec, auto_candidates, codec_json, measure_error, packed_bytes, parse_codec
-from pipeline.store.codecs.base import RowKeys
 from pipeline.store.codecs.features import Fitted, feature_codec_json, parse_feature_codec, restore
 from pipeline.store.describe import read_constant
 from pipeline.store.fields import encode_field, held_out_codec
 from pipeline.store.layout import Block
 from pipeline.store.reader import read_attributes
 from pipeline.store.writer import FORMAT
-from pipeline.views import Replayer
+from pipeline.views import Replayer, RowKeys
 
 AUTO = "auto"
 SAMPLE_ROWS = 4096
@@ -91,15 +90,9 @@ def asked_codec(spec: str | Mapping[str, Any], where: str) -> Any:
     return AUTO if spec == AUTO else codec_json(parse_codec(spec, where))
 
 
-def stored_codec(folder: Path, config: Mapping[str, Any]) -> Codec | None:
-    """Return the codec an unfinished store of this config was begun with, None when there is none."""
-    attributes = _own_attributes(folder, config)
-    return None if attributes is None else parse_codec(attributes["codec"], str(folder))
-
-
 def stored_encoding(folder: Path, config: Mapping[str, Any]) -> Encoding | None:
     """Return the encoding an unfinished teacher store of this config was begun with, None when there is none."""
-    attributes = _own_attributes(folder, config)
+    attributes = own_attributes(folder, config)
     if attributes is None:
         return None
     try:
@@ -116,7 +109,8 @@ def stored_encoding(folder: Path, config: Mapping[str, Any]) -> Encoding | None:
         return None  # killed before it was whole: it is chosen again
 
 
-def _own_attributes(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+def own_attributes(folder: Path, config: Mapping[str, Any]) -> Mapping[str, Any] | None:
+    """Return what an unfinished or finished store says of itself, None unless this config made it."""
     try:
         attributes = read_attributes(folder)
         is_own = attributes["format"] == FORMAT and attributes["fingerprint"] == fingerprint(config)

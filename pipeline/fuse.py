@@ -4,8 +4,8 @@ The mixture is taken at each temperature a loss will use: softening it afterward
 teacher's logits are first divided by the temperature fitted on its calibration rows. Memory does not grow with N.
 """
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.encoding import AUTO, asked_codec, cheapest, measure_codecs
+from pipeline.encoding import AUTO, asked_codec, cheapest, measure_codecs, own_attributes
 from pipeline.errors import StaleStoreError, StillroomError
-from pipeline.fusion import Fusion
-from pipeline.metrics import agreement, classification_metrics
+from pipeline.fusion import FusedTargets, Outputs, Target
+from pipeline.fusion.target import hidden
+from pipeline.metrics import RowScores, join_scores, score_rows
 from pipeline.store import (
     ArraySpec,
     Block,
@@ -29,15 +30,18 @@ from pipeline.store import (
     temperature_array,
 )
 from pipeline.store.codecs import Codec, codec_json, measure_error, parse_codec
-from pipeline.store.codecs.base import RowKeys
+from pipeline.store.describe import read_constant
 from pipeline.store.fields import encode_field, field_specs, held_out_codec
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
 from pipeline.store.records import RECORDS
-from pipeline.store.writer import ROOT
+from pipeline.views import RowKeys, ViewPlan
 
 MEASURED_ROWS = 256  # of each block: enough for the codec's error
-VERSION = 2  # of what fusing writes for the same stores and strategy
+FUSED_TOGETHER = 1 << 18  # logits of all teachers: what is computed with them stays in the cache
+FITTED_VALUES = 1 << 26  # logits of all teachers that a strategy is fitted on, 256 MB: evenly spaced rows beyond
+FITTED = "fitted/fusion"  # where a store keeps what was fitted
+VERSION = 3  # of what fusing writes for the same stores and strategy
 
 
 def target_store_config(
@@ -48,6 +52,8 @@ def target_store_config(
     options: Mapping[str, Any],
     temperatures: Sequence[float],
     calibrate: bool,
+    calibrate_pool: bool,
+    correction: str,
     codec: Any,
     max_kl: float = 1e-4,
 ) -> dict[str, Any]:
@@ -62,49 +68,82 @@ def target_store_config(
         "options": dict(options),
         "temperatures": [float(t) for t in temperatures],
         "calibrate": calibrate,
+        "calibrate_pool": calibrate_pool,
+        "correction": correction,
         "codec": asked,
         "max_kl": max_kl if asked == AUTO else None,
     }
 
 
-def choose_codec(
-    teachers: Sequence[TeacherStore], fusion: Fusion, config: Mapping[str, Any], labels: Tensor, where: str
-) -> Codec:
-    """Return the codec a target store is made with: `auto` is measured on the fused calibration rows."""
+@dataclass(frozen=True)
+class Begun:
+    """How a target store is made: a fitted target, and the codec its rows lie in."""
+
+    target: Target
+    codec: Codec
+
+
+def begin(teachers: Sequence[TeacherStore], target: Target, config: Mapping[str, Any], where: str) -> Begun:
+    """Fit a target on calibration rows; choose its codec there too where the config says auto.
+
+    Raises: StillroomError when the stores don't go together, or what is fitted cannot be.
+    """
+    check_together(teachers)
+    rows = fitting_rows(teachers, config["calibrate"], target.fusion.layers)
+    fitted = target.fit(rows)
     if config["codec"] != AUTO:
-        return parse_codec(config["codec"], where)
-    logits = calibration_outputs(teachers, "calibration", config["calibrate"])
-    fused = fusion.fit(logits, labels).fuse(logits, temperature=1.0).log_probs
-    keys = RowKeys(0, 0, teachers[0].read("calibration", "sample_ids"))
-    return cheapest(measure_codecs(fused, keys), config["max_kl"], where).codec
+        return Begun(fitted, parse_codec(config["codec"], where))
+    fused = fitted.fuse(hidden(rows), temperature=1.0).log_probs
+    assert rows.keys is not None
+    return Begun(fitted, cheapest(measure_codecs(fused, rows.keys), config["max_kl"], where).codec)
+
+
+def begun(folder: Path, target: Target, config: Mapping[str, Any]) -> Begun | None:
+    """Return what an unfinished or damaged store of this config was begun with, None when it can't be told."""
+    attributes = own_attributes(folder, config)
+    if attributes is None:
+        return None
+    try:
+        state = {name: read_constant(folder, f"{FITTED}/{name}") for name in attributes["fitted"]}
+        return Begun(target.restored(state), parse_codec(attributes["codec"], str(folder)))
+    except (KeyError, TypeError, StillroomError):
+        return None  # killed before it was whole: it is fitted again
 
 
 def open_writer(
-    folder: Path, name: str, config: Mapping[str, Any], teachers: Sequence[TeacherStore], codec: Codec | None = None
+    folder: Path, name: str, config: Mapping[str, Any], teachers: Sequence[TeacherStore], begun: Begun
 ) -> StoreWriter:
-    """Return the writer of a target store; `codec` is the one chosen where the config says auto.
-
-    Raises: StillroomError when the teacher stores don't go together.
-    """
+    """Return the writer of a target store. Raises: StillroomError when the teacher stores don't go together."""
     check_together(teachers)
-    first = teachers[0]
-    codec = codec or parse_codec(config["codec"], name)
-    splits = tuple(first.layout.splits)
+    first, state = teachers[0], begun.target.state
+    splits = first.layout.splits
     arrays: dict[str, ArraySpec] = {}
     for temperature in config["temperatures"]:
-        arrays |= field_specs(temperature_array(temperature), codec, (first.num_classes,), splits)
-    arrays |= {"weights": ArraySpec((len(teachers),), "float16"), "disagreement": ArraySpec((), "float32")}
+        arrays |= field_specs(temperature_array(temperature), begun.codec, (first.num_classes,), tuple(splits))
+    arrays |= {
+        "weights": ArraySpec((len(teachers),), "float16"),
+        "disagreement": ArraySpec((), "float32"),
+        "corrected": ArraySpec((), "float16"),
+    }
     attributes = {
         "plan": first.attributes["plan"],
         "classes": list(first.classes),
-        "codec": codec_json(codec),
+        "codec": codec_json(begun.codec),
         "fields": {"log_probs": "categorical"},
         "temperatures": config["temperatures"],
         "teachers": [teacher["name"] for teacher in config["teachers"]],
         "parents": parents_of(teachers),
+        "fitted": sorted(state),
     }
-    layout = Layout(first.layout.splits, {**arrays, **ROW_ARRAYS})
-    return StoreWriter(folder, layout, kind="target store", name=name, config=config, attributes=attributes)
+    return StoreWriter(
+        folder,
+        Layout(splits, {**arrays, **ROW_ARRAYS}),
+        kind="target store",
+        name=name,
+        config=config,
+        attributes=attributes,
+        constants={f"{FITTED}/{key}": values for key, values in state.items()},
+    )
 
 
 def parents_of(teachers: Sequence[TeacherStore]) -> dict[str, dict[str, str]]:
@@ -135,61 +174,151 @@ def calibrated(store: TeacherStore, logits: Tensor, calibrate: bool) -> Tensor:
     return logits / store.manifest.details["temperature"] if calibrate else logits
 
 
-def calibration_outputs(teachers: Sequence[TeacherStore], split: str, calibrate: bool) -> Tensor:
-    """Return all teachers' logits on a held-out split: float32 [T, N, ..., C]."""
-    return torch.stack([calibrated(store, store.logits(split), calibrate) for store in teachers])
+def fitting_rows(teachers: Sequence[TeacherStore], calibrate: bool, layers: Sequence[str] = ()) -> Outputs:
+    """Return what all teachers say of the calibration rows: of evenly spaced ones, where they are very many."""
+    plan, first = teachers[0].plan(), teachers[0]
+    size = len(plan.splits["calibration"])
+    step = max(1, -(-size * len(teachers) * first.num_classes // FITTED_VALUES))
+    parts = [outputs_of(teachers, plan, block, calibrate, layers) for block in first.blocks("calibration", 0)]
+    kept = [part[_every(step, block)] for part, block in zip(parts, first.blocks("calibration", 0), strict=True)]
+    return join_outputs(kept)
+
+
+def _every(step: int, block: Block) -> slice:
+    return slice(-block.start % step, None, step)
+
+
+def join_outputs(parts: Sequence[Outputs]) -> Outputs:
+    """Return the rows of several blocks as one's."""
+    first = parts[0]
+    keys = None
+    if first.keys is not None:
+        ids = [part.keys.ids for part in parts if part.keys is not None]
+        keys = RowKeys(first.keys.seed, first.keys.view, np.concatenate(ids))
+    features = {
+        layer: tuple(torch.cat(each) for each in zip(*(part.features[layer] for part in parts), strict=True))
+        for layer in first.features
+    }
+    logits = torch.cat([part.logits for part in parts], dim=1)
+    return Outputs(logits, torch.cat([part.labels for part in parts]), features, keys)
+
+
+def outputs_of(
+    teachers: Sequence[TeacherStore], plan: ViewPlan, block: Block, calibrate: bool, layers: Sequence[str] = ()
+) -> Outputs:
+    """Return what all teachers say of a block's rows, and the rows' labels: -1 on views that are mixed."""
+    split = plan.splits[block.split]
+    labels = torch.from_numpy(split.labels[block.start : block.stop])
+    if plan.is_mixed(block.split, block.view):
+        labels = torch.full_like(labels, -1)
+    return Outputs(
+        torch.stack([calibrated(store, _logits_at(store, block), calibrate) for store in teachers]),
+        labels,
+        {layer: tuple(_features_at(store, block, layer) for store in teachers) for layer in layers},
+        RowKeys(plan.seed, block.view, split.ids[block.start : block.stop]),
+    )
 
 
 def fuse_stores(
     teachers: Sequence[TeacherStore],
-    fusion: Fusion,
+    begun: Begun,
     writer: StoreWriter,
     *,
     run: Run = map,
     on_block: Callable[[Block], None] = lambda block: None,
 ) -> Filled:
-    """Fit the fusion on calibration rows, fill a target store with it, and score it as a classifier.
+    """Fill a target store and score it as a classifier.
 
-    Raises: StillroomError when the stores don't go together.
+    Train rows show their labels to strategies and corrections that ask for them; held-out rows never do, since what
+    is judged there must not have seen them. Raises: StillroomError when the stores don't go together.
     """
-    config = writer.config
+    config, target = writer.config, begun.target
     calibrate, temperatures = config["calibrate"], config["temperatures"]
-    codec = writer_codec(writer)
-    plan = teachers[0].plan()
-    labels = {name: torch.from_numpy(split.labels) for name, split in plan.splits.items()}
-    fitted = fusion.fit(calibration_outputs(teachers, "calibration", calibrate), labels["calibration"])
+    plan, layers = teachers[0].plan(), target.fusion.layers
 
     def compute(block: Block) -> Computed:
-        keys = RowKeys(plan.seed, block.view, plan.splits[block.split].ids[block.start : block.stop])
-        used = codec if block.split == "train" else held_out_codec(codec)
-        logits = torch.stack([calibrated(store, _logits_at(store, block), calibrate) for store in teachers])
-        fused = [fitted.fuse(logits, temperature=temperature) for temperature in temperatures]
+        outputs = outputs_of(teachers, plan, block, calibrate, layers)
+        assert outputs.keys is not None
+        codec, keys = begun.codec, outputs.keys
+        if block.split != "train":
+            outputs, codec = hidden(outputs), held_out_codec(codec)
+        fused = [fuse_rows(target, outputs, temperature) for temperature in temperatures]
         tensors: dict[str, Tensor] = {}
         for temperature, each in zip(temperatures, fused, strict=True):
-            tensors |= encode_field(temperature_array(temperature), used, each.log_probs, keys)
+            tensors |= encode_field(temperature_array(temperature), codec, each.log_probs, keys)
+        first = fused[0]
+        assert first.corrected is not None
+        tensors |= {
+            "weights": first.weights.half(),
+            "disagreement": first.disagreement,
+            "corrected": first.corrected.half(),
+        }
         arrays = {name: values.numpy() for name, values in tensors.items()}
-        arrays["weights"] = fused[0].weights.half().numpy()
-        arrays["disagreement"] = fused[0].disagreement.float().numpy()
-        arrays |= {name: _same_rows(teachers, block, writer.layout, name) for name in ROW_ARRAYS}
-        some = fused[0].log_probs[:MEASURED_ROWS]
-        return Computed(arrays, measure_error(used, some, RowKeys(keys.seed, keys.view, keys.ids[:MEASURED_ROWS])))
+        arrays |= {name: _same_rows(teachers, block, name) for name in ROW_ARRAYS}
+        some = first.log_probs[:MEASURED_ROWS]
+        return Computed(arrays, measure_error(codec, some, RowKeys(keys.seed, keys.view, keys.ids[:MEASURED_ROWS])))
 
     def details() -> dict[str, Any]:
-        scored = {name: _scores(teachers, fitted, name, labels[name], calibrate) for name in ("calibration", "test")}
-        return {"fitted": fitted.fitted(), "scores": scored}
+        names = [store.name for store in teachers]
+        scored = {}
+        for split in ("calibration", "test"):
+            blocks = teachers[0].blocks(split, 0)
+            rows = (outputs_of(teachers, plan, block, calibrate, layers) for block in blocks)
+            scored[split] = score_targets(target, rows, names)
+        return {"fitted": target.fitted(), "scores": scored}
 
     return fill(writer, compute, run=run, on_block=on_block, details=details)
 
 
-def writer_codec(writer: StoreWriter) -> Codec:
-    """Return the codec that a target store is being written with."""
-    attributes = json.loads(writer.metadata[ROOT])["attributes"]["stillroom"]
-    return parse_codec(attributes["codec"], writer.name)
+def fuse_rows(target: Target, outputs: Outputs, temperature: float) -> FusedTargets:
+    """Return the targets of rows, computed a few at a time: their bits don't depend on how many."""
+    size = max(1, FUSED_TOGETHER // (outputs.num_teachers * outputs.num_classes))
+    parts = [
+        target.fuse(outputs[start : start + size], temperature=temperature) for start in range(0, len(outputs), size)
+    ]
+    corrected = [part.corrected for part in parts if part.corrected is not None]
+    return FusedTargets(
+        torch.cat([part.log_probs for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        torch.cat([part.disagreement for part in parts]),
+        torch.cat(corrected) if corrected else None,
+    )
+
+
+def score_targets(target: Target, rows: Iterable[Outputs], teachers: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of a fitted target as a classifier at T = 1 on blocks of rows, and how it treats each teacher.
+
+    The rows' labels are for judging alone: the target does not see them.
+    """
+    scores: list[RowScores] = []
+    sums = {name: torch.zeros(len(teachers), dtype=torch.float64) for name in ("agreement", "weights")}
+    disagreement, weight_entropy, count = 0.0, 0.0, 0
+    for outputs in rows:
+        fused = fuse_rows(target, hidden(outputs), 1.0)
+        scores.append(score_rows(fused.log_probs, outputs.labels))
+        weights = fused.weights.flatten(0, -2).double()
+        choices = outputs.logits.argmax(-1) == fused.log_probs.argmax(-1)
+        sums["agreement"] += choices.flatten(1).sum(1)
+        sums["weights"] += weights.sum(0)
+        weight_entropy += torch.special.entr(weights).sum().item()
+        disagreement += fused.disagreement.double().sum().item()
+        count += fused.disagreement.numel()
+    return {
+        **join_scores(scores).metrics(),
+        "agreement": dict(zip(teachers, (sums["agreement"] / count).tolist(), strict=True)),
+        "disagreement": disagreement / count,
+        "weight_entropy": weight_entropy / count,
+        "mean_weights": dict(zip(teachers, (sums["weights"] / count).tolist(), strict=True)),
+    }
 
 
 def _logits_at(store: TeacherStore, block: Block) -> Tensor:
     """Return a store's logits on the rows of another store's block: blocks of two stores need not coincide."""
     return _at(store, block, store.logits_block, torch.cat)
+
+
+def _features_at(store: TeacherStore, block: Block, layer: str) -> Tensor:
+    return _at(store, block, lambda own: store.features_block(own, layer), torch.cat)
 
 
 def _rows(store: TeacherStore, block: Block, name: str) -> np.ndarray:
@@ -206,7 +335,7 @@ def _at[A: (Tensor, np.ndarray)](
     return join(parts)[start : start + len(block)]
 
 
-def _same_rows(teachers: Sequence[TeacherStore], block: Block, layout: Layout, name: str) -> np.ndarray:
+def _same_rows(teachers: Sequence[TeacherStore], block: Block, name: str) -> np.ndarray:
     """Return what all teacher stores say of a block's rows. Raises StaleStoreError when they differ."""
     first, *others = (_rows(store, block, name) for store in teachers)
     for store, values in zip(teachers[1:], others, strict=True):
@@ -216,18 +345,3 @@ def _same_rows(teachers: Sequence[TeacherStore], block: Block, layout: Layout, n
                 f"from those of {teachers[0].name!r}; expected the same rows; run 'stillroom logits' again"
             )
     return first
-
-
-def _scores(
-    teachers: Sequence[TeacherStore], fitted: Fusion, split: str, labels: Tensor, calibrate: bool
-) -> dict[str, Any]:
-    """Return the fused target's figures as a classifier at T = 1, and each teacher's agreement with it."""
-    logits = calibration_outputs(teachers, split, calibrate)
-    fused = fitted.fuse(logits, temperature=1.0)
-    agreements = {store.name: agreement(fused.log_probs, own) for store, own in zip(teachers, logits, strict=True)}
-    return {
-        **classification_metrics(fused.log_probs, labels),
-        "agreement": agreements,
-        "disagreement": fused.disagreement.mean().item(),
-        "mean_weights": dict(zip(agreements, fused.weights.flatten(0, -2).mean(0).tolist(), strict=True)),
-    }

@@ -1,12 +1,13 @@
 """How good a classifier is, and whether one is better than another.
 
-Trade: everything is computed at once over a whole split in float64, which a split of a million
-rows and ten classes bears easily; there is no running state to reset or to synchronise.
+Trade: a few float64 numbers are kept for each row of a split, a million rows bear that easily; there is no running
+state to reset or to synchronise.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,71 @@ from torch import Tensor
 from pipeline.errors import StillroomError
 
 FLOOR = 1e-12  # a zero probability for the truth costs 27.6 nats: one such row does not make the mean infinite
+
+
+@dataclass(frozen=True, eq=False)
+class RowScores:
+    """What a classifier's figures are made of, a few numbers for each row with a label, so that splits of any size can
+    be scored block by block: float64 `true_log_probs`, `squares` (the row's Brier score) and `confidences`, int64
+    `predictions` and `labels`, all [N].
+    """
+
+    true_log_probs: Tensor
+    squares: Tensor
+    confidences: Tensor
+    predictions: Tensor
+    labels: Tensor
+    num_classes: int
+
+    def metrics(self) -> dict[str, float]:
+        """Return what `classification_metrics` does."""
+        return {
+            "accuracy": (self.predictions == self.labels).double().mean().item(),
+            **_macro_rates(self.predictions, self.labels, num_classes=self.num_classes),
+            "nll": -self.true_log_probs.clamp(min=math.log(FLOOR)).mean().item(),
+            "ece": self.calibration_error(),
+            "brier": self.squares.mean().item(),
+        }
+
+    def calibration_error(self, bins: int = 15) -> float:
+        """Return what `expected_calibration_error` does."""
+        confidence, accuracy, count = self.reliability_curve(bins)
+        return ((confidence - accuracy).abs() * count).sum().item() / count.sum().item()
+
+    def reliability_curve(self, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what `reliability_curve` does."""
+        confidence = self.confidences
+        starts = torch.arange(1, bins, device=confidence.device) * len(confidence) // bins
+        edges = confidence.sort().values[starts].unique()
+        bin_of_row = torch.bucketize(confidence, edges, right=True)
+        count = torch.bincount(bin_of_row, minlength=len(edges) + 1)
+        filled = count > 0
+        mean_confidence = torch.bincount(bin_of_row, confidence, len(count))[filled] / count[filled]
+        is_right = (self.predictions == self.labels).double()
+        accuracy = torch.bincount(bin_of_row, is_right, len(count))[filled] / count[filled]
+        return mean_confidence, accuracy, count[filled]
+
+
+def score_rows(log_probs: Tensor, labels: Tensor) -> RowScores:
+    """Return each labelled row's scores: `[..., C], [...]`, of which there may be none.
+
+    Raises: StillroomError when a log-probability is nan.
+    """
+    log_probs, labels = _labelled_rows(log_probs, labels)
+    true_log_probs = log_probs.gather(1, labels[:, None])[:, 0]
+    squares = log_probs.exp().square().sum(dim=1) - 2 * true_log_probs.exp() + 1
+    top, predictions = log_probs.max(dim=1)
+    return RowScores(true_log_probs, squares, top.exp(), predictions, labels, log_probs.shape[1])
+
+
+def join_scores(parts: Sequence[RowScores]) -> RowScores:
+    """Return the scores of several blocks as one's. Raises: StillroomError when no row has a label."""
+    names = ("true_log_probs", "squares", "confidences", "predictions", "labels")
+    columns: Any = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    joined = RowScores(**columns, num_classes=parts[0].num_classes)
+    if not len(joined.labels):
+        raise StillroomError("metrics: found no row with a label; expected at least one; score a labelled split")
+    return joined
 
 
 def classification_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float]:
@@ -26,17 +92,7 @@ def classification_metrics(log_probs: Tensor, labels: Tensor) -> dict[str, float
 
     Raises: StillroomError when no row has a label or a log-probability is nan.
     """
-    log_probs, labels = _labelled_rows(log_probs, labels)
-    true_log_probs = log_probs.gather(1, labels[:, None])[:, 0]
-    squares = log_probs.exp().square().sum(dim=1) - 2 * true_log_probs.exp() + 1
-    predictions = log_probs.argmax(dim=1)
-    return {
-        "accuracy": (predictions == labels).double().mean().item(),
-        **_macro_rates(predictions, labels, num_classes=log_probs.shape[1]),
-        "nll": -true_log_probs.clamp(min=math.log(FLOOR)).mean().item(),
-        "ece": expected_calibration_error(log_probs, labels),
-        "brier": squares.mean().item(),
-    }
+    return join_scores([score_rows(log_probs, labels)]).metrics()
 
 
 def expected_calibration_error(log_probs: Tensor, labels: Tensor, *, bins: int = 15) -> float:
@@ -44,8 +100,7 @@ def expected_calibration_error(log_probs: Tensor, labels: Tensor, *, bins: int =
 
     Source: Naeini 2015 with the bins of equal mass of Nguyen & O'Connor 2015.
     """
-    confidence, accuracy, count = reliability_curve(log_probs, labels, bins)
-    return ((confidence - accuracy).abs() * count).sum().item() / count.sum().item()
+    return join_scores([score_rows(log_probs, labels)]).calibration_error(bins)
 
 
 def reliability_curve(log_probs: Tensor, labels: Tensor, bins: int = 15) -> tuple[Tensor, Tensor, Tensor]:
@@ -55,17 +110,7 @@ def reliability_curve(log_probs: Tensor, labels: Tensor, bins: int = 15) -> tupl
     distinct confidences, and cutting through a tie would make the answer depend on the row order.
     Raises: as `classification_metrics`.
     """
-    log_probs, labels = _labelled_rows(log_probs, labels)
-    top, predictions = log_probs.max(dim=1)
-    confidence = top.exp()
-    starts = torch.arange(1, bins, device=top.device) * len(top) // bins
-    edges = confidence.sort().values[starts].unique()
-    bin_of_row = torch.bucketize(confidence, edges, right=True)
-    count = torch.bincount(bin_of_row, minlength=len(edges) + 1)
-    filled = count > 0
-    mean_confidence = torch.bincount(bin_of_row, confidence, len(count))[filled] / count[filled]
-    accuracy = torch.bincount(bin_of_row, (predictions == labels).double(), len(count))[filled] / count[filled]
-    return mean_confidence, accuracy, count[filled]
+    return join_scores([score_rows(log_probs, labels)]).reliability_curve(bins)
 
 
 def agreement(log_probs_a: Tensor, log_probs_b: Tensor) -> float:
@@ -145,10 +190,6 @@ def _labelled_rows(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the rows that have a label as float64 `[N, C]` and int64 `[N]`."""
     log_probs, labels = log_probs.reshape(-1, log_probs.shape[-1]), labels.reshape(-1)
     labelled = labels >= 0
-    if not labelled.any():
-        raise StillroomError(
-            f"metrics: none of {len(labels)} rows has a label; expected at least one; score a labelled split"
-        )
     log_probs = log_probs[labelled].double()
     if log_probs.isnan().any():
         row = int(labelled.nonzero()[:, 0][log_probs.isnan().any(dim=1)][0])

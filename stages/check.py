@@ -85,7 +85,7 @@ def _own_key(entry: Named, key: str) -> str | None:
 
 def _fusions(recipe: Recipe) -> Iterator[str]:
     from pipeline.encoding import asked_codec
-    from pipeline.fusion import FUSIONS
+    from pipeline.fusion import CORRECTIONS, FUSIONS
     from pipeline.store.codecs.features import parse_feature_codec
 
     teachers, logits = [entry.name for entry in recipe.teacher], recipe.logits
@@ -95,6 +95,7 @@ def _fusions(recipe: Recipe) -> Iterator[str]:
         where = f"fusion.{entry.name}"
         yield from _raised(partial(asked_codec, entry.codec, f"{where}.codec"))
         yield from _draws(recipe, entry, where)
+        yield from _unknown(f"{where}.correction", "correction", entry.correction, CORRECTIONS)
         for teacher in entry.teachers or []:
             yield from _unknown(f"{where}.teachers", "teacher", teacher, teachers)
         if entry.strategy not in FUSIONS:
@@ -108,10 +109,12 @@ def _draws(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
     codec = recipe.logits.codec
     kind = codec if isinstance(codec, str) else codec.get("kind")
     linear = entry.strategy in ("mean", "weighted") and entry.options.get("of", "probabilities") == "probabilities"
-    if kind == "sampled" and not (linear and not entry.calibrate and entry.temperatures == [1.0]):
+    plain = not entry.calibrate and not entry.calibrate_pool and entry.temperatures == [1.0]
+    if kind == "sampled" and not (linear and plain):
         yield (
             f"{where}: found teachers kept as random draws; expected strategy mean or weighted of probabilities, "
-            f"calibrate = false, temperatures = [1.0], for nothing else is unbiased; or keep another logits.codec"
+            f"calibrate = false, calibrate_pool = false, temperatures = [1.0], for nothing else is unbiased; or keep "
+            f"another logits.codec"
         )
 
 

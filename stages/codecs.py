@@ -11,8 +11,9 @@ from torch import Tensor
 
 from pipeline.encoding import measure_codecs, sample_answers
 from pipeline.store.codecs import CODECS, auto_candidates, codec_json
-from pipeline.store.codecs.base import Codec, RowKeys
+from pipeline.store.codecs.base import Codec
 from pipeline.store.codecs.features import FEATURE_CODECS, feature_codec_json, measure_feature_error
+from pipeline.views import RowKeys
 from stages import data, teachers
 from stages.recipe import TeacherEntry
 from stages.workspace import Workspace

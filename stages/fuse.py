@@ -3,13 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
 from rich.table import Table
 
 from pipeline import fuse
-from pipeline.encoding import stored_codec
 from pipeline.errors import StaleStoreError
-from pipeline.fusion import FUSIONS
+from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import differences, require_manifest
 from pipeline.report.numbers import span as as_span
 from pipeline.store import TeacherStore, open_teacher
@@ -52,18 +50,20 @@ def ensure(ws: Workspace, entry: FusionEntry, *, check: bool = False) -> Path:
             _check_parents(ws, entry, folder)
         ws.say("fuse", f"{entry.name}: found in {folder.name}")
         return folder
-    stores = _stores(ws, entry)
-    fusion, config, labels = FUSIONS[entry.strategy](**entry.options), ws.target_config(entry), ws.plan.splits
-    codec = stored_codec(folder, config) or fuse.choose_codec(
-        stores, fusion, config, torch.from_numpy(labels["calibration"].labels), f"fusion.{entry.name}"
-    )
-    writer = fuse.open_writer(folder, entry.name, config, stores, codec)
+    stores, target, config = _stores(ws, entry), target_of(entry), ws.target_config(entry)
+    begun = fuse.begun(folder, target, config) or fuse.begin(stores, target, config, f"fusion.{entry.name}")
+    writer = fuse.open_writer(folder, entry.name, config, stores, begun)
     mending.begin(writer)
     with progress(ws.console, f"fuse {entry.name}", writer.layout.rows) as bar:
-        filled = fuse.fuse_stores(stores, fusion, writer, on_block=bar.by)
+        filled = fuse.fuse_stores(stores, begun, writer, on_block=bar.by)
     ws.made(folder)
     ws.say("fuse", f"{entry.name}: {len(stores)} teachers, {filled.rows:,} rows in {as_span(filled.seconds)}")
     return folder
+
+
+def target_of(entry: FusionEntry) -> Target:
+    """Return what an entry asks for, unfitted."""
+    return Target(FUSIONS[entry.strategy](**entry.options), entry.calibrate_pool, entry.correction)
 
 
 def _stores(ws: Workspace, entry: FusionEntry) -> list[TeacherStore]:

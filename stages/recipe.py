@@ -91,12 +91,14 @@ class Logits(Section):
 
 
 class FusionEntry(Named):
-    """How teachers become one target."""
+    """How teachers become one target. `calibrate`: each teacher first; `calibrate_pool`: what comes out, too."""
 
     strategy: str = "mean"
     teachers: list[str] | None = None
     temperatures: list[Positive] = [1.0]
     calibrate: bool = True
+    calibrate_pool: bool = True
+    correction: str = "none"
     codec: CodecEntry = "fp16"
     max_kl: Positive = 1e-4
 

@@ -148,6 +148,8 @@ class Workspace:
             options=fusion.options,
             temperatures=fusion.temperatures,
             calibrate=fusion.calibrate,
+            calibrate_pool=fusion.calibrate_pool,
+            correction=fusion.correction,
             codec=fusion.codec,
             max_kl=fusion.max_kl,
         )

@@ -1,6 +1,7 @@
 """What a store holds is what the teacher said and what the fusion made of it, and offline distillation is online's."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ from pipeline import dump, fuse
 from pipeline.answers import Answers
 from pipeline.calibration import fit_temperature
 from pipeline.errors import StaleStoreError, StillroomError
-from pipeline.fusion import FUSIONS
+from pipeline.fusion import FUSIONS, Outputs, Target
 from pipeline.lineage import fingerprint, read_cost
 from pipeline.loader import TargetLoader
 from pipeline.losses import kl_divergence
@@ -35,7 +36,7 @@ from pipeline.models import build_model
 from pipeline.store import open_targets, open_teacher
 from pipeline.store.verify import verify
 from pipeline.train import seeded
-from pipeline.views import Replayer
+from pipeline.views import Replayer, RowKeys
 
 HALF_STEP = 2.0**-11  # fp16 rounds a number by at most this share of it
 
@@ -162,7 +163,7 @@ def test_spoilt_answers_stop_the_dump_and_are_never_stored(replayer, tmp_path, w
 
 @pytest.mark.parametrize("strategy", FUSIONS)
 @pytest.mark.parametrize("calibrate", [True, False])
-def test_a_target_store_holds_what_fusing_the_stored_logits_gives(stores, tmp_path, strategy, calibrate):
+def test_a_target_store_holds_what_fusing_the_stored_logits_gives(stores, replayer, tmp_path, strategy, calibrate):
     targets = fuse_store(tmp_path / "t", stores.teachers, strategy=strategy, calibrate=calibrate)
     labels = torch.from_numpy(targets.plan().splits["calibration"].labels)
     temperatures = [store.manifest.details["temperature"] if calibrate else 1.0 for store in stores.teachers]
@@ -171,16 +172,23 @@ def test_a_target_store_holds_what_fusing_the_stored_logits_gives(stores, tmp_pa
         pairs = zip(stores.teachers, temperatures, strict=True)
         return torch.stack([store.logits(split, view) / temperature for store, temperature in pairs])
 
-    fitted = FUSIONS[strategy]().fit(stacked("calibration"), labels)
+    def rows(split, view=0):
+        part = replayer.plan.splits[split]
+        logits = stacked(split, view)
+        hides = split != "train" or replayer.plan.is_mixed(split, view)
+        seen = torch.full((len(part),), -1) if hides else torch.from_numpy(part.labels)
+        return Outputs(logits, seen, keys=RowKeys(replayer.plan.seed, view, part.ids))
+
+    fitted = Target(FUSIONS[strategy]()).fit(replace(rows("calibration"), labels=labels))
     assert targets.manifest.details["fitted"] == fitted.fitted()
     for split, view in every_view(targets):
         for temperature in (1.0, 4.0):
-            fused = fitted.fuse(stacked(split, view), temperature=temperature)
+            fused = fitted.fuse(rows(split, view), temperature=temperature)
             found = targets.log_probs(split, view, temperature=temperature)
             step = fused.log_probs.abs() * HALF_STEP + HALF_STEP * fused.log_probs.abs().amax(1, keepdim=True) + 1e-5
             assert (found - fused.log_probs).abs().le(step).all()
             torch.testing.assert_close(found.exp().sum(-1), torch.ones(len(found)))
-        at_one = fitted.fuse(stacked(split, view), temperature=1.0)
+        at_one = fitted.fuse(rows(split, view), temperature=1.0)
         assert np.array_equal(targets.read(split, "weights", view), at_one.weights.half().numpy())
         assert np.array_equal(targets.read(split, "disagreement", view), at_one.disagreement.numpy())
 
@@ -204,7 +212,7 @@ def test_a_target_store_knows_its_rows_teachers_and_worth(stores, replayer):
 
 
 def test_fusing_one_teacher_gives_that_teacher(stores, tmp_path):
-    targets = fuse_store(tmp_path / "t", stores.teachers[:1], calibrate=False)
+    targets = fuse_store(tmp_path / "t", stores.teachers[:1], calibrate=False, calibrate_pool=False)
     own = stores.teachers[0].logits("train", 1).log_softmax(-1)
     torch.testing.assert_close(targets.log_probs("train", 1), own, atol=0.05, rtol=2e-3)
     assert targets.read("train", "disagreement", 1).max() < 1e-6
@@ -233,7 +241,8 @@ def test_a_killed_fusion_goes_on_and_ends_with_the_same_bytes(stores, tmp_path, 
 
     def again(on_block):
         teachers = [open_teacher(store.folder) for store in stores.teachers]  # as a new process would
-        return fuse.fuse_stores(teachers, FUSIONS["mean"](), target_writer(tmp_path, teachers), on_block=on_block)
+        writer, begun = target_writer(tmp_path, teachers)
+        return fuse.fuse_stores(teachers, begun, writer, on_block=on_block)
 
     with pytest.raises(Killed):
         again(kill_at(number, lambda _: None))
@@ -302,8 +311,7 @@ def test_a_step_from_the_store_is_the_step_with_the_teachers_in_the_loop(
 ):
     targets = fuse_store(tmp_path / "t", stores.teachers, strategy=strategy)
     own = [store.manifest.details["temperature"] for store in stores.teachers]
-    calibration = fuse.calibration_outputs(stores.teachers, "calibration", calibrate=True)
-    fitted = FUSIONS[strategy]().fit(calibration, torch.from_numpy(replayer.plan.splits["calibration"].labels))
+    fitted = Target(FUSIONS[strategy]()).fit(fuse.fitting_rows(stores.teachers, calibrate=True))
     student = seeded(lambda: build_model("mlp", num_classes=3, in_shape=SHAPE, depth=0), 7)
     torch.nn.init.normal_(student.classifier.weight, std=0.2, generator=torch.Generator().manual_seed(1))
     teachers = [make_teacher(seed) for seed in range(2)]
@@ -316,12 +324,12 @@ def test_a_step_from_the_store_is_the_step_with_the_teachers_in_the_loop(
 
         answers = [teacher.predict(batch.inputs).logits.clone() for teacher in teachers]
         logits = torch.stack([z / t for z, t in zip(answers, own, strict=True)])
-        online_target = fitted.fuse(logits, temperature=temperature).log_probs
+        online_target = fitted.fuse(Outputs(logits, batch.labels), temperature=temperature).log_probs
         online = kl_divergence(student(batch.inputs), online_target, temperature=temperature)
         (online_gradient,) = torch.autograd.grad(online.mean(), student.classifier.weight)
 
         centred = [z - z.amax(1, keepdim=True) for z in answers]
-        move = rounding(online_target, centred, own, temperature)
+        move = rounding(online_target, centred, own, temperature) / min(1.0, fitted.pool_temperature)
         assert ((batch.target_log_probs - online_target).abs() <= move[:, None]).all()
         # p' = p e^d with |d| <= move, so |KL' - KL| <= (e^move - 1) sum p |log p - log q| + e^move move
         apart = (student(batch.inputs) / temperature).log_softmax(-1) - online_target

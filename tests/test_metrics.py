@@ -72,7 +72,7 @@ def test_perfect_predictions() -> None:
 
 
 def test_nothing_to_score_is_an_error() -> None:
-    with pytest.raises(StillroomError, match="metrics: none of 3 rows has a label; expected at least one; score"):
+    with pytest.raises(StillroomError, match="metrics: found no row with a label; expected at least one; score"):
         classification_metrics(torch.zeros(3, 2), torch.full((3,), -1))
 
 

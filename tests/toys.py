@@ -15,7 +15,7 @@ from pipeline.answers import Teacher
 from pipeline.datasets import ImageDataset
 from pipeline.datasets.images import digest_arrays
 from pipeline.encoding import Encoding, choose_encoding
-from pipeline.fusion import FUSIONS
+from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import COST
 from pipeline.models import build_model
 from pipeline.store import StoreWriter, TargetStore, TeacherStore, layout, open_targets, open_teacher
@@ -173,27 +173,32 @@ def target_writer(
     strategy: str = "mean",
     temperatures: Sequence[float] = (1.0, 4.0),
     calibrate: bool = True,
+    calibrate_pool: bool = True,
+    correction: str = "none",
     codec: Any = "fp16",
-) -> StoreWriter:
-    """Return the writer of a target store."""
+    **options: Any,
+) -> tuple[StoreWriter, fuse.Begun]:
+    """Return the writer of a target store, and what it is begun with; `options` are those of the strategy."""
     config = fuse.target_store_config(
         {store.name: store.fingerprint for store in teachers},
         teachers[0].plan().fingerprint,
         strategy=strategy,
-        options={},
+        options=options,
         temperatures=temperatures,
         calibrate=calibrate,
+        calibrate_pool=calibrate_pool,
+        correction=correction,
         codec=codec,
     )
-    labels = torch.from_numpy(teachers[0].plan().splits["calibration"].labels)
-    chosen = fuse.choose_codec(teachers, FUSIONS[strategy](), config, labels, "fusion")
-    return fuse.open_writer(folder, strategy, config, teachers, chosen)
+    target = Target(FUSIONS[strategy](**options), calibrate_pool, correction)
+    begun = fuse.begin(teachers, target, config, "fusion")
+    return fuse.open_writer(folder, strategy, config, teachers, begun), begun
 
 
 def fuse_store(folder: Path, teachers: Sequence[TeacherStore], **options: Any) -> TargetStore:
     """Return a finished target store."""
-    fusion = FUSIONS[options.get("strategy", "mean")]()
-    fuse.fuse_stores(teachers, fusion, target_writer(folder, teachers, **options))
+    writer, begun = target_writer(folder, teachers, **options)
+    fuse.fuse_stores(teachers, begun, writer)
     return open_targets(folder)
 
 

@@ -5,18 +5,15 @@ probabilities keeps every opinion; the geometric mean is sharper and lets any te
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
-
-from torch import Tensor
 
 from pipeline.errors import unknown_name
-from pipeline.fusion.base import FusedTargets, disagreement, log_mixture, log_pool, teacher_log_probs, uniform_weights
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, disagreement, mixture, pooled, soften, uniform_weights
 
 MEANS = ("probabilities", "logits", "geometric")
 
 
 @dataclass(frozen=True)
-class Mean:
+class Mean(Fusion):
     """The mean of the teachers' probabilities, logits or log-probabilities at the temperature.
 
     `of="logits"` and `of="geometric"` are two names of one distribution: a teacher's log-probabilities
@@ -30,16 +27,10 @@ class Mean:
         if self.of not in MEANS:
             raise unknown_name("fusion 'mean'", "of", str(self.of), MEANS)
 
-    def fit(self, logits: Tensor, labels: Tensor) -> Self:
-        """Return this very strategy: a plain mean has nothing to fit."""
-        return self
-
-    def fuse(self, logits: Tensor, *, temperature: float) -> FusedTargets:
-        """Return the mean of `[T, B, ..., C]`; the disagreement is always about the mixture."""
-        log_probs = teacher_log_probs(logits, temperature=temperature)
-        weights = uniform_weights(log_probs)
-        fused = log_mixture(log_probs, weights) if self.of == "probabilities" else log_pool(log_probs)
-        return FusedTargets(fused, weights, disagreement(log_probs, weights))
-
-    def fitted(self) -> dict[str, Any]:
-        return {}
+    def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
+        """Return the mean of the teachers; the disagreement is always about the mixture."""
+        soft = soften(outputs.logits, temperature=temperature)
+        weights = uniform_weights(soft)
+        if self.of == "probabilities":
+            return mixture(soft, weights)
+        return FusedTargets(pooled(soft.log_probs, weights), weights, disagreement(soft, weights))

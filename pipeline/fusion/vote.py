@@ -5,7 +5,6 @@ people's predictions; it forgets everything a teacher knows beyond its first cho
 """
 
 from dataclasses import dataclass
-from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -14,11 +13,13 @@ from torch.nn import functional
 from pipeline.errors import unknown_name
 from pipeline.fusion.base import (
     FusedTargets,
+    Fusion,
+    Outputs,
     check_positive,
     disagreement,
     log_softmax,
+    soften,
     sum_teachers,
-    teacher_log_probs,
     uniform_weights,
 )
 
@@ -26,7 +27,7 @@ KINDS = ("soft", "hard")
 
 
 @dataclass(frozen=True)
-class Vote:
+class Vote(Fusion):
     """The share of votes, (n_c + smoothing) / (T + C * smoothing), softened as softmax(log p / temperature).
 
     `kind="hard"` lets only the winner's vote count (n = 1, of one vote). Among classes with equally
@@ -42,23 +43,16 @@ class Vote:
             raise unknown_name("fusion 'vote'", "kind", str(self.kind), KINDS)
         check_positive("fusion 'vote'", "smoothing", self.smoothing)
 
-    def fit(self, logits: Tensor, labels: Tensor) -> Self:
-        """Return this very strategy: votes have nothing to fit."""
-        return self
-
-    def fuse(self, logits: Tensor, *, temperature: float) -> FusedTargets:
-        """Return the votes over `[T, B, ..., C]`; the disagreement is that of the probabilities behind them."""
-        log_probs = teacher_log_probs(logits, temperature=temperature)
-        votes = count_votes(logits)
+    def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
+        """Return the votes; the disagreement is that of the probabilities behind them."""
+        soft = soften(outputs.logits, temperature=temperature)
+        votes = count_votes(outputs.logits)
         if self.kind == "hard":
-            votes = elect(votes, log_softmax(logits))
-        weights = uniform_weights(log_probs)
+            votes = elect(votes, log_softmax(outputs.logits))
+        weights = uniform_weights(soft)
         # the shares' common denominator is a constant that the softmax does not see
         fused = log_softmax((votes + self.smoothing).log(), temperature=temperature)
-        return FusedTargets(fused, weights, disagreement(log_probs, weights))
-
-    def fitted(self) -> dict[str, Any]:
-        return {}
+        return FusedTargets(fused, weights, disagreement(soft, weights))
 
 
 def count_votes(logits: Tensor) -> Tensor:

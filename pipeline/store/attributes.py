@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,8 @@ def _kind_specs(kind: str, attributes: Mapping[str, Any], layout: Layout) -> dic
     specs = {"weights": ArraySpec((len(_texts(attributes["teachers"])),), "float16")}
     for temperature in _temperatures(attributes["temperatures"]):
         specs |= field_specs(f"log_probs/t{temperature:.12g}", codec, (len(classes),), splits)
-    return specs | {"disagreement": ArraySpec((), "float32")}
+    specs |= {"disagreement": ArraySpec((), "float32")}
+    return specs | ({"corrected": ArraySpec((), "float16")} if "fitted" in attributes else {})  # older ones have none
 
 
 def _feature_specs(features: Mapping[str, Any]) -> dict[str, ArraySpec]:
@@ -97,12 +99,9 @@ def _temperatures(values: Any) -> list[float]:
 
 
 def _fits(found: ArraySpec | None, wanted: ArraySpec) -> bool:
-    """Whether an array is the one wanted, with any axes between its rows and its own tail."""
-    if found is None or len(found.tail) < len(wanted.tail):
+    if found is None or set(found.splits or ()) != set(wanted.splits or ()):
         return False
-    own = found.tail[len(found.tail) - len(wanted.tail) :]
-    everything = (own, found.dtype, found.per_view, found.shuffle, found.splits)
-    return everything == (wanted.tail, wanted.dtype, wanted.per_view, wanted.shuffle, wanted.splits)
+    return replace(found, splits=wanted.splits) == wanted
 
 
 def check_plan(plan: ViewPlan, layout: Layout, num_classes: int) -> None:

@@ -7,8 +7,8 @@ fusion weights, NLL) needs every class, so they stay dense whatever the codec.
 from torch import Tensor
 
 from pipeline.store.codecs import CODECS, Codec
-from pipeline.store.codecs.base import RowKeys
 from pipeline.store.layout import ArraySpec
+from pipeline.views import RowKeys
 
 
 def field_array(field: str, part: str) -> str:

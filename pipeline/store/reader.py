@@ -213,6 +213,7 @@ class TeacherStore(Store):
 
     def __init__(self, folder: Path | str):
         super().__init__(folder, "teacher store")
+        self._feature_codecs: dict[str, Fitted] = {}
         check_attributes(self.folder, "teacher store", self.attributes, self.layout)
 
     def logits_block(self, block: Block) -> Tensor:
@@ -241,12 +242,21 @@ class TeacherStore(Store):
 
     def features(self, split: str, layer: str, view: int = 0) -> Tensor:
         """Return one view of a layer's features: float32 [N, D], or [N, k] where they were projected."""
+        return torch.cat([self.features_block(block, layer) for block in self.blocks(split, view)])
+
+    def features_block(self, block: Block, layer: str) -> Tensor:
+        """Return a block of a layer's features: float32 [n, D]. Raises: StillroomError when they are not kept."""
         if layer not in self.feature_layers:
             raise StillroomError(
                 f"{self.folder}: found features of {list(self.feature_layers)}; expected {layer!r}; add it to "
                 f"logits.features and run 'stillroom logits'"
             )
-        return self.feature_codec(layer).decode(torch.from_numpy(self.read(split, f"features/{layer}", view)))
+        return self._fitted_codec(layer).decode(torch.from_numpy(self.read_block(block, f"features/{layer}")))
+
+    def _fitted_codec(self, layer: str) -> Fitted:
+        if layer not in self._feature_codecs:
+            self._feature_codecs[layer] = self.feature_codec(layer)
+        return self._feature_codecs[layer]
 
 
 class TargetStore(Store):

@@ -1,5 +1,6 @@
 """Views: deterministic versions of samples, replayed bit for bit whenever and wherever they are asked for."""
 
+from pipeline.views.draws import RowKeys
 from pipeline.views.order import ViewLoader
 from pipeline.views.plan import UNLABELLED, Split, Splits, ViewPlan, make_splits
 from pipeline.views.replay import Batch, Replayer
@@ -12,6 +13,7 @@ __all__ = [
     "Batch",
     "Mix",
     "Replayer",
+    "RowKeys",
     "Split",
     "Splits",
     "ViewLoader",

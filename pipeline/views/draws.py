@@ -6,12 +6,22 @@ Source: Salmon, Moraes, Dror, Shaw 2011, "Parallel random numbers: as easy as 1,
 """
 
 import hashlib
+from dataclasses import dataclass
 
 import numpy as np
 
 _M0, _M1 = np.uint64(0xD2511F53), np.uint64(0xCD9E8D57)
 _W0, _W1 = np.uint64(0x9E3779B9), np.uint64(0xBB67AE85)
 _LOW, _SHIFT = np.uint64(0xFFFFFFFF), np.uint64(32)
+
+
+@dataclass(frozen=True, eq=False)
+class RowKeys:
+    """What makes a row's random draws its own: the plan's seed, the view, the sample ids int64 [B]."""
+
+    seed: int
+    view: int
+    ids: np.ndarray
 
 
 def philox(counter: np.ndarray, key: tuple[int, int]) -> np.ndarray:

@@ -16,7 +16,8 @@ from rich.console import Console
 
 from pipeline import dump
 from pipeline.encoding import choose_encoding
-from pipeline.fusion import FUSIONS
+from pipeline.fuse import fitting_rows
+from pipeline.fusion import Outputs
 from pipeline.loader import TargetLoader
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model
@@ -25,6 +26,7 @@ from pipeline.store.records import record_path
 from pipeline.train import Run, Schedule, label_loss, prepare
 from pipeline.views import Batch, ViewLoader
 from stages import fuse, logits, teachers
+from stages.fuse import target_of
 from stages.load import load_recipe
 from stages.memory import keep_freed_memory
 from stages.recipe import StudentEntry, TeacherEntry
@@ -82,9 +84,7 @@ def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
 
     stores = [open_teacher(ws.teacher_store_folder(teacher)) for teacher in ws.recipe.teacher]
     models = [teachers.load(ws, teacher, layers=[]) for teacher in ws.recipe.teacher]
-    fitted = FUSIONS[fusion.strategy](**fusion.options).fit(
-        fuse_outputs(stores, fusion.calibrate), torch.from_numpy(ws.plan.splits["calibration"].labels)
-    )
+    fitted = target_of(fusion).fit(fitting_rows(stores, fusion.calibrate))
 
     def online(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -92,7 +92,7 @@ def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
                 m.predict(batch.inputs).logits / s.manifest.details["temperature"]
                 for m, s in zip(models, stores, strict=True)
             ]
-            fused = fitted.fuse(torch.stack(answers), temperature=temperature)
+            fused = fitted.fuse(Outputs(torch.stack(answers), batch.labels), temperature=temperature)
             yield Batch(**{**vars(batch), "target_log_probs": fused.log_probs})
 
     few = min(shown, 12)
@@ -105,13 +105,6 @@ def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
     times = [(seconds(theirs), seconds(ours), seconds(forward)) for _ in range(REPEATS)]
     show(f"{name}: teachers in the loop ÷ ours", [online / offline for online, offline, _ in times])
     show(f"{name}: (teachers' forward passes + ours) ÷ ours", [1 + alone / offline for _, offline, alone in times])
-
-
-def fuse_outputs(stores: list, calibrate: bool) -> torch.Tensor:
-    """Return all teachers' calibration logits."""
-    from pipeline.fuse import calibration_outputs
-
-    return calibration_outputs(stores, "calibration", calibrate)
 
 
 def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:

@@ -21,10 +21,11 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from pipeline.store.codecs import Codec, Part, RowKeys, codec_json, measure_error, packed_bytes
+from pipeline.store.codecs import Codec, Part, codec_json, measure_error, packed_bytes
 from pipeline.store.codecs.dense import BitRound, Centred16, Centred32, Companded8
 from pipeline.store.codecs.measure import blosc
 from pipeline.store.codecs.sparse import Sampled, TopK
+from pipeline.views import RowKeys
 
 SETTINGS: list[Codec] = [
     Centred32(),

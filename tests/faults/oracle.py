@@ -19,11 +19,10 @@ from pipeline.encoding import Encoding
 from pipeline.errors import StillroomError
 from pipeline.loader import TargetLoader
 from pipeline.store import Block, Computed, Store, StoreWriter, TargetStore, TeacherStore, fill, parse_codec
-from pipeline.store.codecs.base import RowKeys
 from pipeline.store.codecs.features import parse_feature_codec
 from pipeline.store.codecs.measure import MEANS, TAILS
 from pipeline.store.fields import encode_field, held_out_codec
-from pipeline.views import Replayer
+from pipeline.views import Replayer, RowKeys
 
 ERROR = {**dict.fromkeys([*MEANS, *TAILS], 1e-5), "rows": 4}
 Numbers = Mapping[tuple[str, str], np.ndarray]  # by (split, array): [V, N, *tail], or [N, *tail] of samples
@@ -126,7 +125,7 @@ def hold_teacher(
 
 def hold_targets(folder: Path, replayer: Replayer, teacher: Held, *, codec: Any = "fp16", seed: int = 9) -> Held:
     """Return a target store of random log-probabilities at temperatures 1 and 4, finished."""
-    writer = settled(target_writer(folder, [TeacherStore(teacher.folder)], codec=codec))
+    writer = settled(target_writer(folder, [TeacherStore(teacher.folder)], codec=codec)[0])
     numbers = rows_of(replayer, writer)
     for temperature in (1, 4):
         logits = random_logits(writer, seed + temperature, len(CLASSES))
@@ -135,6 +134,7 @@ def hold_targets(folder: Path, replayer: Replayer, teacher: Held, *, codec: Any 
     for split, shape in writer.layout.splits.items():
         numbers[split, "weights"] = drawn.random((*shape, 1)).astype(np.float16)
         numbers[split, "disagreement"] = drawn.random(shape).astype(np.float32)
+        numbers[split, "corrected"] = drawn.random(shape).astype(np.float16)
     return Held(writer, numbers).fill()
 
 

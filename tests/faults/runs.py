@@ -7,14 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import torch
 from kits import QUIET
 from laws import Expected, expected_of
 from toys import make_dataset, make_encoding, make_pixels, make_replayer, make_teacher, teacher_writer
 
 from pipeline import dump, fuse
-from pipeline.encoding import Encoding, stored_codec, stored_encoding
-from pipeline.fusion import FUSIONS
+from pipeline.encoding import Encoding, stored_encoding
+from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import fingerprint
 from pipeline.store import Codec, Filled, StoreWriter, TeacherStore
 from pipeline.teachers import TorchTeacher
@@ -90,20 +89,22 @@ class Fusing:
         """What it is made from."""
         parents, options = (
             {store.name: store.fingerprint for store in self.teachers},
-            {"options": {}, "calibrate": True},
+            {"options": {}, "calibrate": True, "calibrate_pool": True, "correction": "none"},
         )
         plan, asked = self.teachers[0].plan(), {"strategy": self.strategy, "temperatures": self.temperatures}
         return fuse.target_store_config(parents, plan.fingerprint, **asked, **options, codec=self.codec, max_kl=1e-3)
 
+    def begun(self, folder: Path) -> fuse.Begun:
+        """Return what the store in a folder was begun with, or is to be."""
+        target = Target(FUSIONS[self.strategy]())
+        return fuse.begun(folder, target, self.config) or fuse.begin(self.teachers, target, self.config, "fusion.t")
+
     def writer(self, folder: Path) -> StoreWriter:
         """Return a writer of the store in a folder."""
-        labels = torch.from_numpy(self.teachers[0].plan().splits["calibration"].labels)
-        codec = stored_codec(folder, self.config) or fuse.choose_codec(
-            self.teachers, FUSIONS[self.strategy](), self.config, labels, "fusion.t"
-        )
-        if codec not in self._writers:
-            self._writers[codec] = fuse.open_writer(folder, "t", self.config, self.teachers, codec)
-        writer = copy.copy(self._writers[codec])
+        begun = self.begun(folder)
+        if begun.codec not in self._writers:
+            self._writers[begun.codec] = fuse.open_writer(folder, "t", self.config, self.teachers, begun)
+        writer = copy.copy(self._writers[begun.codec])
         writer.folder, writer._synced = folder, set()
         return writer
 
@@ -112,9 +113,9 @@ class Fusing:
         mending = examine(QUIET, "fuse", "t", folder, check=True)
         if mending.is_sound:
             return Filled()
-        writer = self.writer(folder)
+        begun, writer = self.begun(folder), self.writer(folder)
         mending.begin(writer)
-        return fuse.fuse_stores(self.teachers, FUSIONS[self.strategy](), writer)
+        return fuse.fuse_stores(self.teachers, begun, writer)
 
     def expected(self, folder: Path) -> Expected:
         """Return the uninterrupted store."""

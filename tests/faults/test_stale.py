@@ -13,7 +13,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from instants import steps_in
 from kits import lay_out_once
 from laws import files_of
@@ -36,7 +35,7 @@ from toys import (
 
 from pipeline import dump, fuse
 from pipeline.errors import StaleStoreError
-from pipeline.fusion import FUSIONS
+from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import MANIFEST, file_digest, fingerprint, read_manifest
 from pipeline.loader import TargetLoader
 from pipeline.store import Filled, StoreWriter, TeacherStore, open_teacher
@@ -306,12 +305,12 @@ def fuse_into(folder: Path, **changes: Any) -> Filled:
     """Fuse into a folder what lies beside it."""
     asks = {**FUSED, **changes}
     stores = [teacher_store(folder.parent, name, asks["rows"]) for name in asks["teachers"]]
-    named = ("strategy", "options", "temperatures", "calibrate", "codec", "max_kl")
+    named = ("strategy", "options", "temperatures", "calibrate", "calibrate_pool", "correction", "codec", "max_kl")
     parents, plan = {store.name: store.fingerprint for store in stores}, stores[0].plan()
     config = fuse.target_store_config(parents, plan.fingerprint, **{key: asks[key] for key in named})
-    fusion, labels = FUSIONS[asks["strategy"]](**asks["options"]), torch.from_numpy(plan.splits["calibration"].labels)
-    codec = fuse.choose_codec(stores, fusion, config, labels, "fusion")
-    return fuse.fuse_stores(stores, fusion, fuse.open_writer(folder, "t", config, stores, codec))
+    target = Target(FUSIONS[asks["strategy"]](**asks["options"]), asks["calibrate_pool"], asks["correction"])
+    begun = fuse.begun(folder, target, config) or fuse.begin(stores, target, config, "fusion")
+    return fuse.fuse_stores(stores, begun, fuse.open_writer(folder, "t", config, stores, begun))
 
 
 def target_of(root: Path, state: str, **made_from: Any) -> Path:

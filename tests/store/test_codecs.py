@@ -15,7 +15,6 @@ from pipeline.errors import StillroomError
 from pipeline.store.codecs import (
     CODECS,
     LEVEL,
-    RowKeys,
     auto_candidates,
     codec_json,
     combine_errors,
@@ -26,6 +25,7 @@ from pipeline.store.codecs import (
 from pipeline.store.codecs.base import FLOOR
 from pipeline.store.codecs.dense import BitRound, Centred16, Companded8
 from pipeline.store.codecs.sparse import Sampled, TopK
+from pipeline.views import RowKeys
 
 # Every codec as it comes, and those settings that take another path.
 SETTINGS = {

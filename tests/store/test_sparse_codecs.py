@@ -8,10 +8,11 @@ import torch
 from test_codecs import keys, realistic, same_bits, slow_log_probs
 
 from pipeline.errors import StillroomError
-from pipeline.store.codecs import RowKeys, measure_error
+from pipeline.store.codecs import measure_error
 from pipeline.store.codecs.base import FLOOR
 from pipeline.store.codecs.dense import Centred16
 from pipeline.store.codecs.sparse import Sampled, TopK
+from pipeline.views import RowKeys
 
 over_temperatures = pytest.mark.parametrize("temperature", [1.0, 4.0])
 TWO = (1.0, 4.0)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.store.codecs.base import Codec, Part, RowKeys
+from pipeline.store.codecs.base import Codec, Part
 from pipeline.store.codecs.dense import BitRound, Centred16, Centred32, Companded8
 from pipeline.store.codecs.measure import LEVEL, combine_errors, measure_error, packed_bytes
 from pipeline.store.codecs.sparse import Sampled, TopK
@@ -16,7 +16,6 @@ __all__ = [
     "LEVEL",
     "Codec",
     "Part",
-    "RowKeys",
     "auto_candidates",
     "codec_json",
     "combine_errors",

@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal, Protocol
 
-import numpy as np
 from torch import Tensor
+
+from pipeline.views import RowKeys
 
 FLOOR = -60000.0  # fp16 ends at -65504; exp(-60000) is zero anyway, and -inf would make NaN of a zero-weight class
 
@@ -28,15 +29,6 @@ class Part:
     tail: tuple[int, ...]
     dtype: str
     shuffle: Shuffle | None = None
-
-
-@dataclass(frozen=True, eq=False)
-class RowKeys:
-    """What makes a row's random draws its own: the plan's seed, the view, the sample ids int64 [B]."""
-
-    seed: int
-    view: int
-    ids: np.ndarray
 
 
 class Codec(Protocol):

@@ -11,7 +11,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pipeline.store.codecs.base import Part, RowKeys, centred
+from pipeline.store.codecs.base import Part, centred
+from pipeline.views import RowKeys
 
 FP16_BITS = 10  # stored bits of the significand
 OCTAVE = 4  # ranges of companded8 in a factor of two: 9 % too wide on average

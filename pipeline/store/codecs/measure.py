@@ -10,7 +10,8 @@ import torch
 from numcodecs import Blosc
 from torch import Tensor
 
-from pipeline.store.codecs.base import Codec, Part, RowKeys, Shuffle
+from pipeline.store.codecs.base import Codec, Part, Shuffle
+from pipeline.views import RowKeys
 
 LEVEL = 1  # of zstd: on a byte a class, 3 takes more bytes (it finds matches that don't pay) at a tenth of the speed
 SHUFFLES: dict[Shuffle, int] = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}

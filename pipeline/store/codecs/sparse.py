@@ -15,8 +15,9 @@ from torch import Tensor
 
 from pipeline.errors import StillroomError
 from pipeline.sparse import SparseTargets
-from pipeline.store.codecs.base import FLOOR, Part, RowKeys, centred
+from pipeline.store.codecs.base import FLOOR, Part, centred
 from pipeline.store.codecs.dense import to_half
+from pipeline.views import RowKeys
 from pipeline.views.draws import row_words, stream_seed, uniform
 
 LEAST_GAP = -(2.0**-24)  # what fp16 has next to zero

@@ -1,0 +1,151 @@
+"""From a strategy to what is stored: fit it, make the pool's confidence honest, let labels correct the teachers.
+
+Order (SCIENCE 2): each teacher's temperature, the pool, the pool's own temperature, correction. A pool of calibrated
+members is under-confident (Rahaman & Thiery 2021, 2007.08792), hence the second temperature: a number for all rows,
+fitted on log-probabilities that the strategy gave for rows it was not fitted on.
+"""
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Self
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from pipeline.calibration import fit_temperature
+from pipeline.errors import StillroomError, unknown_name
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, log_softmax, with_fitted
+
+FOLDS = 5
+IMPOSSIBLE = -60.0  # log-probability of what a label rules out: e^-60 weighs nothing and fits any codec
+POOL_TEMPERATURE = "pool_temperature"
+
+
+def _conditional(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The label alone where the teachers' first choice is another. Source: Meng 2019 (1904.12399)."""
+    is_wrong = log_probs.argmax(dim=-1) != labels
+    return torch.where(is_wrong.unsqueeze(-1), _label_log_probs(log_probs, labels), log_probs), is_wrong.float()
+
+
+def _soft(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """p(y) of the teachers, 1 - p(y) of the label: a teacher counts as far as it believes the label. SCIENCE 4, A2."""
+    own = log_probs.gather(-1, labels.unsqueeze(-1)).exp().clamp(max=1)
+    share = 1 - own
+    onehot = functional.one_hot(labels, log_probs.shape[-1]).to(log_probs)
+    return (own * log_probs.exp() + share * onehot).clamp(min=torch.finfo(torch.float32).tiny).log(), share.squeeze(-1)
+
+
+def _swap(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """The first choice and the label change places; the rest keeps its values. Source: Wen 2019 (1911.07471)."""
+    top = log_probs.argmax(dim=-1, keepdim=True)
+    own = labels.unsqueeze(-1)
+    swapped = log_probs.scatter(-1, own, log_probs.gather(-1, top)).scatter(-1, top, log_probs.gather(-1, own))
+    is_wrong = top != own
+    return torch.where(is_wrong, swapped, log_probs), is_wrong.squeeze(-1).float()
+
+
+CORRECTIONS = {"none": None, "conditional": _conditional, "soft": _soft, "swap": _swap}
+
+
+def _label_log_probs(log_probs: Tensor, labels: Tensor) -> Tensor:
+    target = torch.full_like(log_probs, IMPOSSIBLE)
+    return target.scatter(-1, labels.unsqueeze(-1), 0.0)
+
+
+@dataclass(frozen=True)
+class Target:
+    """A strategy with what comes after it: the pool's temperature and the correction by labels.
+
+    `correction` acts on rows whose label may be seen; a mixed row has no single one.
+    """
+
+    fusion: Fusion
+    calibrate_pool: bool = True
+    correction: str = "none"
+    pool_temperature: float | None = field(default=None, init=False)
+
+    def __post_init__(self) -> None:
+        if self.correction not in CORRECTIONS:
+            raise unknown_name("fusion", "correction", str(self.correction), CORRECTIONS)
+
+    def fit(self, outputs: Outputs) -> Self:
+        """Return a copy fitted on rows that no teacher was trained on."""
+        fitted = with_fitted(self, fusion=self.fusion.fit(outputs))
+        if not self.calibrate_pool:
+            return fitted
+        if self.fusion.is_fitted_on_rows:
+            rows, log_probs = cross_fitted(self.fusion, outputs)
+            labels = outputs.labels[rows]
+        else:
+            log_probs, labels = fitted.fusion.fuse(hidden(outputs), temperature=1.0).log_probs, outputs.labels
+        return with_fitted(fitted, pool_temperature=fit_temperature(log_probs, labels))
+
+    def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
+        """Return the targets of rows as they are stored. Raises: as the strategy does."""
+        fused = self.fusion.fuse(outputs, temperature=temperature)
+        if self.calibrate_pool:
+            fused = replace(fused, log_probs=log_softmax(fused.log_probs, temperature=self._pool_temperature()))
+        return self._corrected(fused, outputs)
+
+    def _pool_temperature(self) -> float:
+        if self.pool_temperature is None:
+            raise StillroomError(
+                "fusion: the pool has no temperature yet; expected a fitted target; call fit on calibration outputs"
+            )
+        return self.pool_temperature
+
+    def _corrected(self, fused: FusedTargets, outputs: Outputs) -> FusedTargets:
+        none = torch.zeros_like(fused.disagreement)
+        correct = CORRECTIONS[self.correction]
+        may = outputs.labels >= 0
+        if correct is None or not may.any():
+            return replace(fused, corrected=none)
+        changed, share = correct(fused.log_probs, outputs.labels.clamp(min=0).long())
+        log_probs = torch.where(may.unsqueeze(-1), changed, fused.log_probs)
+        return replace(fused, log_probs=log_probs, corrected=torch.where(may, share, none))
+
+    def fitted(self) -> dict[str, Any]:
+        """Return what was fitted, as JSON for people."""
+        own = {} if self.pool_temperature is None else {POOL_TEMPERATURE: self.pool_temperature}
+        return {**self.fusion.fitted(), **own}
+
+    @property
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything that was fitted, as arrays: with it no fit has to be repeated."""
+        arrays = {name: values.numpy() for name, values in self.fusion.state.items()}
+        if self.pool_temperature is not None:
+            arrays[POOL_TEMPERATURE] = np.array([self.pool_temperature])
+        return arrays
+
+    def restored(self, state: dict[str, np.ndarray]) -> Self:
+        """Return a copy that holds what was fitted before."""
+        own = {name: values for name, values in state.items() if name != POOL_TEMPERATURE}
+        pool = float(state[POOL_TEMPERATURE][0]) if POOL_TEMPERATURE in state else None
+        return with_fitted(self, fusion=self.fusion.with_state(**own), pool_temperature=pool)
+
+
+def hidden(outputs: Outputs) -> Outputs:
+    """Return the same rows with no label to be seen: how rows are judged that a student is judged by."""
+    return replace(outputs, labels=torch.full_like(outputs.labels, -1))
+
+
+def cross_fitted(fusion: Fusion, outputs: Outputs, *, folds: int = FOLDS) -> tuple[Tensor, Tensor]:
+    """Return rows [N] and what the strategy says of each at T = 1, fitted without it: log-probabilities [N, ..., C].
+
+    Every `folds`-th row is left out in turn, rows without a label altogether. Raises: StillroomError where fewer than
+    two rows have one.
+    """
+    rows = (outputs.labels.reshape(len(outputs), -1) >= 0).any(dim=1).nonzero()[:, 0]
+    folds = min(folds, len(rows))
+    if folds < 2:
+        raise StillroomError(
+            f"fusion: {len(rows)} calibration rows with a label; expected at least 2; give the calibration split labels"
+        )
+    found = []
+    for fold in range(folds):
+        is_out = torch.arange(len(rows)) % folds == fold
+        fitted = fusion.fit(outputs[rows[~is_out]])
+        found.append((rows[is_out], fitted.fuse(hidden(outputs[rows[is_out]]), temperature=1.0).log_probs))
+    order = torch.cat([part for part, _ in found]).argsort()
+    return rows, torch.cat([log_probs for _, log_probs in found])[order]
