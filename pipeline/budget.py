@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import StillroomError
 from pipeline.store.codecs import parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
-from pipeline.store.fields import field_specs
+from pipeline.store.fields import field_specs, fold_specs, splits_with_features
 from pipeline.store.layout import ROW_ARRAYS, ArraySpec
 
 GIGABYTE = 10**9
@@ -48,10 +48,12 @@ class Size:
 
     def _row_bytes(self, kept: Kept, widths: Mapping[str, int], split: str) -> int:
         codec = parse_codec("fp16" if kept.codec == "auto" else kept.codec, "logits.codec")
-        specs = list(field_specs("logits", codec, (self.num_classes,), tuple(self.samples)).values())
+        names = tuple(self.samples)
+        specs = list(field_specs("logits", codec, (self.num_classes,), names).values())
         parts = [parse_feature_codec(kept.feature_codec, "").part(widths[n]) for n in kept.features if n in widths]
-        specs = [spec for spec in [*specs, *ROW_ARRAYS.values()] if spec.splits is None or split in spec.splits]
-        return sum(spec.row_bytes for spec in [*specs, *(ArraySpec(part.tail, part.dtype) for part in parts)])
+        features = [ArraySpec(part.tail, part.dtype, splits=splits_with_features(names)) for part in parts]
+        specs = [*specs, *features, *ROW_ARRAYS.values(), *fold_specs(names).values()]
+        return sum(spec.row_bytes for spec in specs if spec.splits is None or split in spec.splits)
 
 
 def fit_budget(size: Size, asked: Kept, max_gb: float) -> Kept:

@@ -1,6 +1,11 @@
-"""The dump: one teacher answers on every row of the plan, once, into its store."""
+"""The dump: one teacher answers on every row of the plan, once, into its store.
+
+With folds, its labelled train rows are answered on once more, each by a model that was not trained on it: what is
+fitted on those answers does not take memory for knowledge.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +20,11 @@ from pipeline.metrics import classification_metrics
 from pipeline.store import ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
 from pipeline.store.codecs import measure_error
 from pipeline.store.codecs.features import feature_codec_json, parse_feature_codec
-from pipeline.store.fields import field_array, field_specs
+from pipeline.store.fields import FOLD, field_array, field_specs, fold_specs, splits_with_features
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
 from pipeline.transfer import HostCopies, Stopwatch, prefetched
-from pipeline.views import Replayer, RowKeys, ViewPlan
+from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys, ViewPlan
 
 VERSION = 2  # of what the dump writes for the same teacher and plan
 REPLAYED_BYTES = 8 << 20  # of inputs replayed together
@@ -27,19 +32,33 @@ FINITE = "finite"  # beside the arrays: which rows have finite logits, looked at
 MEASURED_VALUES = 1 << 17  # logits of a block that the codec's error is measured on: nothing to the forward pass
 
 
+@dataclass(frozen=True)
+class FoldModels:
+    """A teacher trained once for each fold without it: `fold_of` uint8 [N] of the rows out of fold, `teacher(fold)`."""
+
+    fold_of: np.ndarray
+    teacher: Callable[[int], Teacher]
+
+    def asked(self, positions: np.ndarray) -> Iterator[tuple[Teacher, np.ndarray]]:
+        """Yield each fold's model with those of the rows that it was not trained on."""
+        for fold in np.unique(self.fold_of[positions]):
+            yield self.teacher(int(fold)), positions[self.fold_of[positions] == fold]
+
+
 def split_shapes(plan: ViewPlan) -> dict[str, tuple[int, int]]:
     """Return (V, N) of each split."""
     return {name: (plan.views(name), len(split)) for name, split in plan.splits.items()}
 
 
-def row_arrays(replayer: Replayer, block: Block) -> dict[str, np.ndarray]:
-    """Return what every store says about a block's rows: digests, labels, sample ids."""
+def row_arrays(replayer: Replayer, block: Block, folds: FoldModels | None = None) -> dict[str, np.ndarray]:
+    """Return what every store says about a block's rows: digests, labels, sample ids; out of fold, who answered."""
     split = replayer.plan.splits[block.split]
-    return {
+    arrays = {
         "row_digest": replayer.digests(block.split, block.view, block.positions),
         "labels": split.labels[block.start : block.stop].astype(np.int32),
         "sample_ids": split.ids[block.start : block.stop],
     }
+    return arrays if folds is None else {**arrays, FOLD: folds.fold_of[block.start : block.stop]}
 
 
 def row_keys(plan: ViewPlan, block: Block) -> RowKeys:
@@ -48,13 +67,14 @@ def row_keys(plan: ViewPlan, block: Block) -> RowKeys:
 
 
 def teacher_layout(plan: ViewPlan, encoding: Encoding) -> Layout:
-    """Return the layout of a teacher store."""
+    """Return the layout of a teacher store; rows out of fold are kept where the plan has them."""
     splits = split_shapes(plan)
-    arrays = field_specs("logits", encoding.codec, (encoding.num_classes,), tuple(splits))
+    names = tuple(splits)
+    arrays = field_specs("logits", encoding.codec, (encoding.num_classes,), names)
     for layer, fitted in encoding.features.items():
-        part = fitted.part(fitted.width)
-        arrays[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle)
-    return Layout(splits, {**arrays, **ROW_ARRAYS})
+        part, kept = fitted.part(fitted.width), splits_with_features(names)
+        arrays[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle, splits=kept)
+    return Layout(splits, {**arrays, **ROW_ARRAYS, **fold_specs(names)})
 
 
 def teacher_store_config(
@@ -67,10 +87,11 @@ def teacher_store_config(
     precision: str,
     max_kl: float = 1e-4,
     feature_codec: Any = "fp16",
+    folds: int | None = None,
 ) -> dict[str, Any]:
     """Return what a teacher store is made from: `teacher` is the teacher's fingerprint."""
     asked = asked_codec(codec, "logits.codec")
-    return {
+    config = {
         "stage": "logits",
         "version": VERSION,
         "teacher": teacher,
@@ -82,6 +103,7 @@ def teacher_store_config(
         "max_kl": max_kl if asked == "auto" else None,
         "precision": precision,
     }
+    return config if folds is None else {**config, "folds": folds}
 
 
 def open_writer(
@@ -120,6 +142,7 @@ def dump(
     *,
     batch_size: int = 256,
     details: Mapping[str, Any],
+    folds: FoldModels | None = None,
     run: Run = map,
     on_block: Callable[[Block], None] = lambda block: None,
 ) -> Filled:
@@ -134,8 +157,8 @@ def dump(
     copies = HostCopies(replayer.device)
 
     def compute(block: Block) -> Callable[[], Computed]:
-        where = f"teacher.{writer.name}"
-        return answer(teacher, replayer, block, encoding, batch_size=batch_size, copies=copies, where=where)
+        where, own = f"teacher.{writer.name}", folds if block.split == OUT_OF_FOLD else None
+        return answer(teacher, replayer, block, encoding, batch_size=batch_size, folds=own, copies=copies, where=where)
 
     def figures() -> dict[str, Any]:
         return {**details, **held_out_figures(writer, encoding, replayer.plan)}
@@ -151,19 +174,19 @@ def answer(
     encoding: Encoding,
     *,
     batch_size: int,
+    folds: FoldModels | None = None,
     copies: HostCopies | None = None,
     where: str = "teacher",
 ) -> Callable[[], Computed]:
-    """Let a teacher answer on a block and encode it where it answered; return what is left to do on the host.
+    """Let a teacher, or its fold models, answer on a block and encode it there; return what is left to do on the host.
 
     That gives the block, with the codec's error and the seconds of the forward passes.
     """
-    watch, parts = Stopwatch(replayer.device), list[Answers]()
-    for inputs in prefetched(replayed(replayer, block, teacher.rows_at_once or batch_size), replayer.device):
-        with watch:
-            parts.append(teacher.predict(inputs))
+    watch = Stopwatch(replayer.device)
+    asked = [(teacher, block.positions)] if folds is None else list(folds.asked(block.positions))
+    answers = _answers(asked, replayer, block, batch_size, watch)
     where = f"{where} on {block.split} view {block.view} rows {block.start}-{block.stop}"
-    answers, keys, codec = _join(parts), row_keys(replayer.plan, block), encoding.codec_in(block.split)
+    keys, codec = row_keys(replayer.plan, block), encoding.codec_in(block.split)
     check_width(answers, encoding.num_classes, where)
     encoded = encoding.encode(block, answers, keys, where)
     tensors = {**encoded, FINITE: finite_rows(answers.logits)}
@@ -176,17 +199,34 @@ def answer(
         check_finite({"logits": arrays.pop(FINITE)}, where)
         some = torch.from_numpy(arrays.pop("measured"))
         error = measure_error(codec, some, RowKeys(keys.seed, keys.view, keys.ids[: len(some)]))
-        return Computed({**arrays, **row_arrays(replayer, block)}, error, {"forward_seconds": watch.seconds})
+        return Computed({**arrays, **row_arrays(replayer, block, folds)}, error, {"forward_seconds": watch.seconds})
 
     return on_host
 
 
-def replayed(replayer: Replayer, block: Block, size: int) -> Iterator[Tensor]:
-    """Yield a block's inputs, `size` rows at a time, replayed in larger pieces: drawing costs the same for few rows."""
+def _answers(
+    asked: Sequence[tuple[Teacher, np.ndarray]], replayer: Replayer, block: Block, batch_size: int, watch: Stopwatch
+) -> Answers:
+    """Return the answers on a block's rows, in their order, of whoever is asked on which of them."""
+    parts = list[Answers]()
+    for teacher, positions in asked:
+        size = teacher.rows_at_once or batch_size
+        for inputs in prefetched(replayed(replayer, block, positions, size), replayer.device):
+            with watch:
+                parts.append(teacher.predict(inputs))
+    answers = _join(parts)
+    if len(asked) == 1:
+        return answers
+    order = np.argsort(np.concatenate([positions for _, positions in asked]))
+    return Answers(answers.logits[torch.from_numpy(order).to(answers.logits.device)])
+
+
+def replayed(replayer: Replayer, block: Block, positions: np.ndarray, size: int) -> Iterator[Tensor]:
+    """Yield inputs of rows, `size` at a time, replayed in larger pieces: drawing costs the same for few rows."""
     channels, height, width = replayer.samples.shape
     together = max(1, REPLAYED_BYTES // (4 * channels * height * width * size)) * size
-    for start in range(block.start, block.stop, together):
-        rows = np.arange(start, min(start + together, block.stop))
+    for start in range(0, len(positions), together):
+        rows = positions[start : start + together]
         yield from replayer.batch(block.split, block.view, rows).inputs.split(size)
 
 
@@ -198,8 +238,12 @@ def _join(parts: Sequence[Answers]) -> Answers:
 
 
 def held_out_figures(writer: StoreWriter, encoding: Encoding, plan: ViewPlan) -> dict[str, Any]:
-    """Return the teacher's temperature, fitted on calibration rows, and its figures there and on test rows."""
-    logits = {name: _committed_logits(writer, encoding, name) for name in ("calibration", "test")}
+    """Return the teacher's temperature, fitted on calibration rows, and its figures there, on test rows, out of fold.
+
+    Those out of fold are its fold models', at its own temperature.
+    """
+    splits = [name for name in ("calibration", "test", OUT_OF_FOLD) if name in plan.splits]
+    logits = {name: _committed_logits(writer, encoding, name) for name in splits}
     labels = {name: torch.from_numpy(plan.splits[name].labels) for name in logits}
     temperature = fit_temperature(logits["calibration"], labels["calibration"])
     return {

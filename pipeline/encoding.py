@@ -23,7 +23,7 @@ from pipeline.store.fields import encode_field, held_out_codec
 from pipeline.store.layout import Block
 from pipeline.store.reader import read_attributes
 from pipeline.store.writer import FORMAT
-from pipeline.views import Replayer, RowKeys
+from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys
 
 AUTO = "auto"
 SAMPLE_ROWS = 4096
@@ -62,7 +62,7 @@ class Encoding:
         Raises: StillroomError when a feature isn't finite, or beyond fp16 where it is stored so.
         """
         arrays = encode_field("logits", self.codec_in(block.split), answers.logits, rows)
-        for layer, fitted in self.features.items():
+        for layer, fitted in self.features.items() if block.split != OUT_OF_FOLD else ():
             arrays[f"features/{layer}"] = fitted.encode(answers.features[layer], where=f"{where}: {layer}")
         return arrays
 

@@ -4,7 +4,7 @@ The mixture is taken at each temperature a loss will use: softening it afterward
 teacher's logits are first divided by the temperature fitted on its calibration rows. Memory does not grow with N.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from pipeline.encoding import AUTO, asked_codec, cheapest, measure_codecs, own_attributes
-from pipeline.errors import StaleStoreError, StillroomError
+from pipeline.errors import StaleStoreError, StillroomError, unknown_name
 from pipeline.fusion import FusedTargets, Outputs, Target
 from pipeline.fusion.target import hidden
 from pipeline.metrics import RowScores, join_scores, score_rows
@@ -35,11 +35,13 @@ from pipeline.store.fields import encode_field, field_specs, held_out_codec
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
 from pipeline.store.records import RECORDS
-from pipeline.views import RowKeys, ViewPlan
+from pipeline.views import OUT_OF_FOLD, RowKeys, ViewPlan
 
 MEASURED_ROWS = 256  # of each block: enough for the codec's error
 FUSED_TOGETHER = 1 << 18  # logits of all teachers: what is computed with them stays in the cache
 FITTED_VALUES = 1 << 26  # logits of all teachers that a strategy is fitted on, 256 MB: evenly spaced rows beyond
+CALIBRATION, TRAIN = "calibration", "train"
+FIT_ON = (CALIBRATION, OUT_OF_FOLD, TRAIN)  # the rows that a target may be fitted on, the last only by saying so
 FITTED = "fitted/fusion"  # where a store keeps what was fitted
 VERSION = 3  # of what fusing writes for the same stores and strategy
 
@@ -56,10 +58,15 @@ def target_store_config(
     correction: str,
     codec: Any,
     max_kl: float = 1e-4,
+    fit_on: str = CALIBRATION,
+    honest: bool = True,
 ) -> dict[str, Any]:
-    """Return what a target store is made from: `parents` maps each teacher to its store's fingerprint."""
+    """Return what a target store is made from: `parents` maps each teacher to its store's fingerprint.
+
+    What it is fitted on is in there where it is not calibration rows; `honest` counts for train rows alone.
+    """
     asked = asked_codec(codec, "fusion codec")
-    return {
+    config = {
         "stage": "fuse",
         "version": VERSION,
         "teachers": [{"name": name, "store": store} for name, store in parents.items()],
@@ -73,6 +80,28 @@ def target_store_config(
         "codec": asked,
         "max_kl": max_kl if asked == AUTO else None,
     }
+    if fit_on != CALIBRATION:
+        config["fit_on"] = fit_on
+    if fit_on == TRAIN and not honest:
+        config["honest"] = False
+    return config
+
+
+def check_fit_on(fit_on: str, honest: bool, layers: Sequence[str], where: str) -> None:
+    """Raise StillroomError unless a strategy that reads these layers may be fitted on these rows."""
+    if fit_on not in FIT_ON:
+        raise unknown_name(f"{where}.fit_on", "rows", fit_on, FIT_ON)
+    if fit_on == TRAIN and honest:
+        raise StillroomError(
+            f"{where}.fit_on: found {TRAIN!r}, the rows that the teachers were trained on; expected {CALIBRATION!r} or "
+            f"{OUT_OF_FOLD!r}, for their confidence on train rows is memory and the weight goes to the teacher that "
+            f"over-fitted most; fit on others, or set honest = false to study just that"
+        )
+    if fit_on == OUT_OF_FOLD and layers:
+        raise StillroomError(
+            f"{where}.fit_on: found {OUT_OF_FOLD!r} with a strategy that reads features {list(layers)}; expected "
+            f"{CALIBRATION!r}, for rows out of fold have none: each fold model has features of its own; change it"
+        )
 
 
 @dataclass(frozen=True)
@@ -84,12 +113,14 @@ class Begun:
 
 
 def begin(teachers: Sequence[TeacherStore], target: Target, config: Mapping[str, Any], where: str) -> Begun:
-    """Fit a target on calibration rows; choose its codec there too where the config says auto.
+    """Fit a target on the rows that the config says; choose its codec there too where it says auto.
 
     Raises: StillroomError when the stores don't go together, or what is fitted cannot be.
     """
+    fit_on, layers = config.get("fit_on", CALIBRATION), target.fusion.layers
+    check_fit_on(fit_on, is_honest(config), layers, where)
     check_together(teachers)
-    rows = fitting_rows(teachers, config["calibrate"], target.fusion.layers)
+    rows = fitting_rows(teachers, config["calibrate"], layers, fit_on)
     fitted = target.fit(rows)
     if config["codec"] != AUTO:
         return Begun(fitted, parse_codec(config["codec"], where))
@@ -106,7 +137,7 @@ def begun(folder: Path, target: Target, config: Mapping[str, Any]) -> Begun | No
     try:
         state = {name: read_constant(folder, f"{FITTED}/{name}") for name in attributes["fitted"]}
         return Begun(target.restored(state), parse_codec(attributes["codec"], str(folder)))
-    except (KeyError, TypeError, StillroomError):
+    except (KeyError, IndexError, TypeError, ValueError, StillroomError):
         return None  # killed before it was whole: it is fitted again
 
 
@@ -116,7 +147,7 @@ def open_writer(
     """Return the writer of a target store. Raises: StillroomError when the teacher stores don't go together."""
     check_together(teachers)
     first, state = teachers[0], begun.target.state
-    splits = first.layout.splits
+    splits = {name: shape for name, shape in first.layout.splits.items() if name != OUT_OF_FOLD}
     arrays: dict[str, ArraySpec] = {}
     for temperature in config["temperatures"]:
         arrays |= field_specs(temperature_array(temperature), begun.codec, (first.num_classes,), tuple(splits))
@@ -134,6 +165,7 @@ def open_writer(
         "teachers": [teacher["name"] for teacher in config["teachers"]],
         "parents": parents_of(teachers),
         "fitted": sorted(state),
+        **_honesty(config),
     }
     return StoreWriter(
         folder,
@@ -144,6 +176,16 @@ def open_writer(
         attributes=attributes,
         constants={f"{FITTED}/{key}": values for key, values in state.items()},
     )
+
+
+def is_honest(config: Mapping[str, Any]) -> bool:
+    """Whether a target store of this config was fitted on rows that no teacher's answers are memory of."""
+    return bool(config.get("honest", True))
+
+
+def _honesty(config: Mapping[str, Any]) -> dict[str, bool]:
+    """Return what a store says of itself when it is not honest."""
+    return {} if is_honest(config) else {"honest": False}
 
 
 def parents_of(teachers: Sequence[TeacherStore]) -> dict[str, dict[str, str]]:
@@ -174,18 +216,40 @@ def calibrated(store: TeacherStore, logits: Tensor, calibrate: bool) -> Tensor:
     return logits / store.manifest.details["temperature"] if calibrate else logits
 
 
-def fitting_rows(teachers: Sequence[TeacherStore], calibrate: bool, layers: Sequence[str] = ()) -> Outputs:
-    """Return what all teachers say of the calibration rows: of evenly spaced ones, where they are very many."""
+def fitting_rows(
+    teachers: Sequence[TeacherStore], calibrate: bool, layers: Sequence[str] = (), fit_on: str = CALIBRATION
+) -> Outputs:
+    """Return what all teachers say of the calibration rows: of evenly spaced ones, where they are very many.
+
+    Or, by `fit_on`, of the rows out of fold, or of the labelled train rows in their first view. Raises: StillroomError
+    where the stores have no such rows with labels.
+    """
     plan, first = teachers[0].plan(), teachers[0]
-    size = len(plan.splits["calibration"])
-    step = max(1, -(-size * len(teachers) * first.num_classes // FITTED_VALUES))
-    parts = [outputs_of(teachers, plan, block, calibrate, layers) for block in first.blocks("calibration", 0)]
-    kept = [part[_every(step, block)] for part, block in zip(parts, first.blocks("calibration", 0), strict=True)]
+    _check_fitting_rows(teachers, plan, fit_on)
+    split = plan.splits[fit_on]
+    rows = split.labelled if fit_on == TRAIN else np.arange(len(split))
+    rows = rows[:: max(1, -(-len(rows) * len(teachers) * first.num_classes // FITTED_VALUES))]
+    kept = []
+    for block in first.blocks(fit_on, 0):
+        own = rows[(block.start <= rows) & (rows < block.stop)] - block.start
+        kept.append(outputs_of(teachers, plan, block, calibrate, layers)[torch.from_numpy(own)])
+        if fit_on == OUT_OF_FOLD:  # others are looked at when they are fused
+            _same_rows(teachers, block, "row_digest")
     return join_outputs(kept)
 
 
-def _every(step: int, block: Block) -> slice:
-    return slice(-block.start % step, None, step)
+def _check_fitting_rows(teachers: Sequence[TeacherStore], plan: ViewPlan, fit_on: str) -> None:
+    without = [store.name for store in teachers if fit_on not in store.layout.splits]
+    if without:
+        raise StillroomError(
+            f"fusion: found no rows out of fold in the stores of {without}; expected them to fit on; set logits.folds, "
+            f"e.g. to 5, and run 'stillroom logits'"
+        )
+    if plan.is_mixed(fit_on, 0):
+        raise StillroomError(
+            f"fusion: found every view of {fit_on} mixed; expected one whose rows have a label of their own to fit on; "
+            f"lower views.mix.views, or fit on {CALIBRATION!r}"
+        )
 
 
 def join_outputs(parts: Sequence[Outputs]) -> Outputs:
@@ -214,9 +278,17 @@ def outputs_of(
     return Outputs(
         torch.stack([calibrated(store, _logits_at(store, block), calibrate) for store in teachers]),
         labels,
-        {layer: tuple(_features_at(store, block, layer) for store in teachers) for layer in layers},
+        {layer: _features_of(teachers, block, layer) for layer in layers},
         RowKeys(plan.seed, block.view, split.ids[block.start : block.stop]),
     )
+
+
+def blocks_of_outputs(
+    teachers: Sequence[TeacherStore], split: str, calibrate: bool, layers: Sequence[str] = ()
+) -> Iterator[Outputs]:
+    """Yield what all teachers say of a held-out split, block by block."""
+    plan = teachers[0].plan()
+    return (outputs_of(teachers, plan, block, calibrate, layers) for block in teachers[0].blocks(split, 0))
 
 
 def fuse_stores(
@@ -262,10 +334,9 @@ def fuse_stores(
         names = [store.name for store in teachers]
         scored = {}
         for split in ("calibration", "test"):
-            blocks = teachers[0].blocks(split, 0)
-            rows = (outputs_of(teachers, plan, block, calibrate, layers) for block in blocks)
-            scored[split] = score_targets(target, rows, names)
-        return {"fitted": target.fitted(), "scores": scored}
+            scored[split] = score_targets(target, blocks_of_outputs(teachers, split, calibrate, layers), names)
+        scored["calibration"] |= target.judged
+        return {"fitted": target.fitted(), "scores": scored, **_honesty(config)}
 
     return fill(writer, compute, run=run, on_block=on_block, details=details)
 
@@ -315,6 +386,13 @@ def score_targets(target: Target, rows: Iterable[Outputs], teachers: Sequence[st
 def _logits_at(store: TeacherStore, block: Block) -> Tensor:
     """Return a store's logits on the rows of another store's block: blocks of two stores need not coincide."""
     return _at(store, block, store.logits_block, torch.cat)
+
+
+def _features_of(teachers: Sequence[TeacherStore], block: Block, layer: str) -> tuple[Tensor, ...]:
+    """Return each teacher's features: [B, 0] of one without the layer, as a forest is. Raises where none has it."""
+    having = [store for store in teachers if layer in store.feature_layers] or teachers
+    none = torch.empty(len(block), 0)
+    return tuple(_features_at(store, block, layer) if store in having else none for store in teachers)
 
 
 def _features_at(store: TeacherStore, block: Block, layer: str) -> Tensor:

@@ -1,10 +1,14 @@
-"""Rows of a target store joined with replayed views: what a student trains on. No teacher is anywhere near.
+"""Rows of stores joined with replayed views: what a student trains on. No teacher is anywhere near.
+
+`TargetLoader` joins what a fusion made of the teachers, `TeacherLoader` what each of them said: T times the bytes, for
+strategies that need to see the student.
 
 What fits the memory budget is held whole and shuffled globally. Beyond it, blocks stream through a shuffle window
 that one background thread fills. Either way the order is a pure function of (seed, epoch, step).
 """
 
-from collections.abc import Collection, Iterator
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from typing import Protocol
@@ -14,8 +18,9 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StaleStoreError, StillroomError
+from pipeline.fuse import calibrated, check_together
 from pipeline.sparse import SparseTargets
-from pipeline.store import Store, TargetStore
+from pipeline.store import Store, TargetStore, TeacherStore
 from pipeline.views import Batch, Replayer, ViewLoader, ViewPlan, imported_code
 from pipeline.views.order import windowed_order
 from pipeline.views.replay import Samples
@@ -31,38 +36,53 @@ class Identified(Samples, Protocol):
 
 
 Rows = Tensor | SparseTargets  # what a loss learns from
+LOGITS = "logits"  # the field of a teacher store
 
 
 class Resident:
-    """Targets of every view in memory, as stored: int64 positions [B] -> what a loss learns from."""
+    """A field of every view in memory, as stored: int64 positions [B] -> what a loss learns from."""
 
-    def __init__(self, targets: TargetStore, field: str, split: str, device: torch.device):
-        self._targets, self._split, self._device = targets, split, device
-        self._views = [targets.read_field(split, field, view) for view in range(targets.layout.splits[split][0])]
+    def __init__(self, store: TargetStore | TeacherStore, field: str, split: str, device: torch.device):
+        self._store, self._split, self._device = store, split, device
+        self._views = [store.read_field(split, field, view) for view in range(store.layout.splits[split][0])]
 
     def order(self, epoch: int) -> np.ndarray | None:
         """Return None: any order will do."""
         return None
 
     def rows(self, view: int, positions: np.ndarray) -> Rows:
-        """Return targets of rows, moved as they are stored and decoded where they are used."""
+        """Return what is kept of rows, moved as it is stored and decoded where it is used."""
         chosen = torch.from_numpy(positions)
         stored = {part: _take(values, chosen).to(self._device) for part, values in self._views[view].items()}
-        return self._targets.decode(self._split, stored)
+        return _decode(self._store, self._split, stored)
 
 
 class Streamed:
-    """Targets read block by block, one window ahead of where the student is.
+    """A field read block by block, one window ahead of where the student is.
 
     A background thread reads each window's chunks into one buffer and checks them; the student's thread picks its rows
     from there. Two windows are in memory, in two buffers used in turn: the one being shown and the one being read.
+
+    A window is `window` times `frame` rows: a multiple of the store's own blocks, by default one of them. Stores with
+    blocks of other sizes show their rows in one order when they have one frame.
     """
 
-    def __init__(self, targets: TargetStore, field: str, split: str, device: torch.device, *, seed: int, window: int):
-        self._targets, self._field, self._split, self._device = targets, field, split, device
+    def __init__(
+        self,
+        store: TargetStore | TeacherStore,
+        field: str,
+        split: str,
+        device: torch.device,
+        *,
+        seed: int,
+        window: int,
+        frame: int | None = None,
+    ):
+        self._store, self._field, self._split, self._device = store, field, split, device
         self._seed, self._window = seed, window
-        self._samples, self._size = targets.layout.splits[split][1], targets.layout.block_rows
-        self._rows = targets.layout.chunk_rows(split)
+        self._samples, self._size = store.layout.splits[split][1], store.layout.block_rows
+        self._frame = frame or self._size
+        self._rows = store.layout.chunk_rows(split)
         self._reader = ThreadPoolExecutor(1, thread_name_prefix="stillroom-reader")
         self._read: dict[tuple[int, int], Future[dict[str, Tensor]]] = {}
         self._spare: list[dict[str, Tensor]] = []
@@ -71,7 +91,7 @@ class Streamed:
 
     def order(self, epoch: int) -> np.ndarray:
         """Return an epoch's positions, window by window: int64 [N]."""
-        windows = windowed_order(self._seed, epoch, self._samples, self._size, self._window)
+        windows = windowed_order(self._seed, epoch, self._samples, self._frame, self._window)
         self._windows = [np.unique(rows // self._size) for rows in windows]
         for number, blocks in enumerate(self._windows):
             self._place[:, blocks] = [np.full(len(blocks), number), np.arange(len(blocks))]
@@ -79,7 +99,7 @@ class Streamed:
         return np.concatenate(windows)
 
     def rows(self, view: int, positions: np.ndarray) -> Rows:
-        """Return targets of rows, waiting for blocks that are not there yet."""
+        """Return what is kept of rows, waiting for blocks that are not there yet."""
         block, row = np.divmod(positions, self._size)
         number, slot = self._place[:, block]
         low, high = int(number.min()), int(number.max())  # a batch lies in one window, or in two at their border
@@ -90,7 +110,7 @@ class Streamed:
             stored = {part: _take(values, index) for part, values in self._read[view, low].result().items()}
         else:
             stored = self._spanning(view, number, index)
-        return self._targets.decode(self._split, {part: values.to(self._device) for part, values in stored.items()})
+        return _decode(self._store, self._split, {part: values.to(self._device) for part, values in stored.items()})
 
     def _spanning(self, view: int, number: np.ndarray, index: Tensor) -> dict[str, Tensor]:
         """Return rows of several windows, by part: each row's window and place there."""
@@ -119,11 +139,19 @@ class Streamed:
 
     def _read_window(self, view: int, number: int, spare: dict[str, Tensor] | None) -> dict[str, Tensor]:
         """Return the chunks of a window's blocks one behind the other, by part."""
-        buffers = spare or self._targets.field_buffers(self._split, self._field, min(self._window, len(self._place[0])))
+        blocks = min(self._window * (self._frame // self._size), len(self._place[0]))
+        buffers = spare or self._store.field_buffers(self._split, self._field, blocks)
         for slot, index in enumerate(self._windows[number]):
-            block = self._targets.block(self._split, view, int(index))
-            self._targets.read_field_into(block, self._field, buffers, slot)
+            block = self._store.block(self._split, view, int(index))
+            self._store.read_field_into(block, self._field, buffers, slot)
         return buffers
+
+
+def _decode(store: TargetStore | TeacherStore, split: str, stored: Mapping[str, Tensor]) -> Rows:
+    """Return what a loss learns from: a target store's targets; a teacher's dense logits, up to a constant a row."""
+    if isinstance(store, TeacherStore):
+        return store.codec_in(split).decode(stored, store.num_classes)
+    return store.decode(split, stored)
 
 
 def _take(values: Tensor, rows: Tensor) -> Tensor:
@@ -193,6 +221,91 @@ class TargetLoader:
         self._views.load_state_dict(state)
 
 
+class TeacherLoader:
+    """Batches of teacher stores with `inputs`, `labels` and `teacher_logits` [T, B, ..., C]; otherwise a TargetLoader.
+
+    Each teacher's logits are divided by its fitted temperature when `calibrate`. What top-k left out shares its mass
+    evenly; random draws are refused, for only what is linear in them is right on average. The order is the
+    TargetLoader's, up to the size of the blocks that are shuffled where the stores are streamed; `memory_budget` is for
+    all stores together.
+
+    Raises: StillroomError and StaleStoreError when the stores don't go together, and as TargetLoader does.
+    """
+
+    def __init__(
+        self,
+        stores: Sequence[TeacherStore],
+        samples: Identified,
+        *,
+        batch_size: int,
+        seed: int = 0,
+        calibrate: bool = True,
+        split: str = "train",
+        memory_budget: int = 2 << 30,
+        window: int = 4,
+        check_rows: int = 256,
+        device: torch.device | str = "cpu",
+        imports: Collection[str] = (),
+    ):
+        _check_dense(stores, split)
+        check_together(stores)
+        self.stores, self.calibrate = list(stores), calibrate
+        self.replayer = open_replayer(stores[0], samples, device=device, check_rows=check_rows, imports=imports)
+        for store in stores[1:]:
+            _check_rows(store, self.replayer, check_rows)
+        device = torch.device(device)
+        self.is_streaming = sum(store.field_bytes(LOGITS, split) for store in stores) > memory_budget
+        frame = math.lcm(*(store.layout.block_rows for store in stores))
+        self._sources: list[Resident | Streamed] = [
+            Streamed(store, LOGITS, split, device, seed=seed, window=window, frame=frame)
+            if self.is_streaming
+            else Resident(store, LOGITS, split, device)
+            for store in stores
+        ]
+        self._views = ViewLoader(self.replayer, split, batch_size=batch_size, seed=seed, order=self._order)
+
+    def _order(self, epoch: int) -> np.ndarray | None:
+        """Return the one order that all sources have in an epoch."""
+        orders = [source.order(epoch) for source in self._sources]  # each prepares its windows as it is asked
+        return orders[0]
+
+    def __len__(self) -> int:
+        """Return the batches of an epoch."""
+        return len(self._views)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yield what is left of the current epoch."""
+        for batch in self._views:
+            yield replace(batch, teacher_logits=self._logits(batch))
+
+    def _logits(self, batch: Batch) -> Tensor:
+        said = []
+        for store, source in zip(self.stores, self._sources, strict=True):
+            rows = source.rows(batch.view, batch.positions)
+            assert isinstance(rows, Tensor)
+            said.append(calibrated(store, rows, self.calibrate))
+        return torch.stack(said)
+
+    def state_dict(self) -> dict[str, int]:
+        """Return where the loader is: seed, epoch, step."""
+        return self._views.state_dict()
+
+    def load_state_dict(self, state: dict[str, int]) -> None:
+        """Go to where another loader was."""
+        self._views.load_state_dict(state)
+
+
+def _check_dense(stores: Sequence[TeacherStore], split: str) -> None:
+    if not stores:
+        raise StillroomError("teachers: found no store; expected at least one; name teachers")
+    for store in stores:
+        if store.codec_in(split).kind == "sampled":
+            raise StillroomError(
+                f"{store.folder}: its logits are kept as random draws; expected another codec, for whatever is not "
+                f"linear in draws is wrong even on average; set logits.codec and run 'stillroom logits' again"
+            )
+
+
 def open_replayer(
     targets: Store,
     samples: Identified,
@@ -218,11 +331,16 @@ def open_replayer(
         )
     _check_samples(targets, plan, samples)
     replayer = Replayer(plan, samples, device=device)
+    _check_rows(targets, replayer, check_rows)
+    return replayer
+
+
+def _check_rows(targets: Store, replayer: Replayer, check_rows: int | None) -> None:
+    """Replay `check_rows` evenly spaced rows of each view, all for None."""
     for split, (views, count) in targets.layout.splits.items():
         step = 1 if check_rows is None else max(1, count // check_rows)
         for view in range(views):
             check_replay(targets, replayer, split, view, np.arange(0, count, step))
-    return replayer
 
 
 def _check_samples(targets: Store, plan: ViewPlan, samples: Identified) -> None:

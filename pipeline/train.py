@@ -34,6 +34,20 @@ class Loader(Protocol):
     def load_state_dict(self, state: dict[str, int]) -> None: ...
 
 
+class Companion(Protocol):
+    """What learns beside the model from the same backward pass (a loss with weights of its own), and is kept with it.
+
+    Its `state_dict` holds its optimiser's too; whatever it draws is a function of (seed, step).
+    """
+
+    def step(self) -> None:
+        """Take an optimiser step on the gradients that the model's step left, and forget them."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> Any: ...
+
+
 @dataclass(frozen=True)
 class Schedule:
     """How long and how fast: AdamW, linear warm-up over `warmup` of the steps, then cosine to zero.
@@ -91,8 +105,19 @@ def seeded(build: Callable[[], Any], seed: int) -> Any:
 class Run:
     """A model in training: step, evaluate, save, load."""
 
-    def __init__(self, model: nn.Module, loss: Loss, schedule: Schedule, *, seed: int, precision: str, where: str):
+    def __init__(
+        self,
+        model: nn.Module,
+        loss: Loss,
+        schedule: Schedule,
+        *,
+        seed: int,
+        precision: str,
+        where: str,
+        companion: Companion | None = None,
+    ):
         self.model, self.loss, self.schedule, self.seed, self.where = model, loss, schedule, seed, where
+        self.companion = companion
         self.device = next(model.parameters()).device
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         self.optimizer = torch.optim.AdamW(_decay_groups(model, schedule.weight_decay), lr=schedule.lr, fused=True)
@@ -115,6 +140,8 @@ class Run:
         if self.schedule.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
         self.optimizer.step()
+        if self.companion is not None:
+            self.companion.step()
         self._count({"loss": loss, **parts}, len(batch))
         progress.step += 1
         progress.rows += len(batch)
@@ -170,6 +197,8 @@ class Run:
             "progress": vars(self.progress),
             "loader": loader.state_dict(),
         }
+        if self.companion is not None:
+            state["companion"] = self.companion.state_dict()
         torch.save(state, buffer)
         write_durably(path, hashlib.sha256(buffer.getvalue()).digest() + buffer.getvalue())
 
@@ -186,6 +215,8 @@ class Run:
             self.best, self._sums, self._cases = state["best"], state["sums"], state["cases"]
             self.progress = Progress(**state["progress"])
             loader.load_state_dict(state["loader"])
+            if self.companion is not None:
+                self.companion.load_state_dict(state["companion"])
         except (RuntimeError, KeyError, TypeError, ValueError, OSError) as error:
             reason = next(iter(str(error).splitlines()), type(error).__name__)
             raise StillroomError(
@@ -224,6 +255,7 @@ def fit(
     seed: int,
     where: str,
     precision: str = "fp32",
+    companion: Companion | None = None,
     checkpoint: Path | None = None,
     checkpoint_seconds: float = 10.0,
     on_step: Callable[[int], None] = lambda step: None,
@@ -231,11 +263,12 @@ def fit(
     """Train the model in place and leave its best weights (lowest calibration NLL) in it.
 
     With a `checkpoint` path, a run that was killed goes on where its last checkpoint stood: one is written at every
-    evaluation and every `checkpoint_seconds`. The file is removed by whoever keeps the result.
+    evaluation and every `checkpoint_seconds`. The file is removed by whoever keeps the result. A `companion` learns
+    beside the model, after its step, and is in the checkpoint too.
 
     Raises: StillroomError when the loss stops being finite or the checkpoint is damaged.
     """
-    run = Run(model, loss, schedule, seed=seed, precision=precision, where=where)
+    run = Run(model, loss, schedule, seed=seed, precision=precision, where=where, companion=companion)
     if checkpoint is not None and checkpoint.exists():
         run.load(checkpoint, loader)
     mark = saved = time.perf_counter()

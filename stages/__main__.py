@@ -164,10 +164,12 @@ def codecs(
     _guarded(work, debug)
 
 
-@app.command(epilog="Example: stillroom fuse fashion --fusion mean")
+@app.command(epilog="Example: stillroom fuse fashion --fusion mean, or: stillroom fuse fashion --all")
 def fuse(
     recipe: RecipeName = "fashion",
     fusion: Fusion = None,
+    compare: Annotated[bool, typer.Option("--all", help="Compare every strategy there is; fuse none.")] = False,
+    auto: Annotated[bool, typer.Option("--auto", help="Compare, then fuse the one of lowest calibration NLL.")] = False,
     max_gb: MaxGb = None,
     sets: Overrides = None,
     data_dir: DataDir = DATA,
@@ -179,7 +181,7 @@ def fuse(
         ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import fuse as stage
 
-        stage.run(ws, fusion)
+        stage.run(ws, fusion, compare=compare, auto=auto)
 
     _guarded(work, debug)
 

@@ -50,7 +50,7 @@ def _config(ws: Workspace, max_gb: float) -> dict[str, Any]:
         "version": 1,
         "max_gb": max_gb,
         "plan": ws.plan.fingerprint,
-        "logits": ws.recipe.logits.model_dump(mode="json"),
+        "logits": ws.recipe.logits.model_dump(mode="json", exclude_none=True),
         "teachers": [{"model": entry.model, "options": entry.options} for entry in ws.recipe.teacher],
     }
 
@@ -60,7 +60,7 @@ def _size(ws: Workspace) -> Size:
     models = [teachers.build(ws, entry) for entry in ws.recipe.teacher]
     layers, shape = ws.recipe.logits.features, ws.dataset.shape
     widths = [{} if is_estimator(model) else feature_widths(model, layers, shape) for model in models]
-    return Size({name: len(split) for name, split in ws.plan.splits.items()}, len(ws.classes), widths)
+    return Size({name: len(split) for name, split in ws.replayer.plan.splits.items()}, len(ws.classes), widths)
 
 
 def _recipe(recipe: Recipe, kept: Kept) -> Recipe:

@@ -2,12 +2,14 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
 from pipeline.errors import StillroomError, near_names
-from stages.recipe import FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
+from stages.recipe import AUTO, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
+
+LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an entry may say whose targets aren't stored
 
 
 def cross_faults(recipe: Recipe) -> list[str]:
@@ -86,6 +88,7 @@ def _own_key(entry: Named, key: str) -> str | None:
 def _fusions(recipe: Recipe) -> Iterator[str]:
     from pipeline.encoding import asked_codec
     from pipeline.fusion import CORRECTIONS, FUSIONS
+    from pipeline.lazy import LAZY
     from pipeline.store.codecs.features import parse_feature_codec
 
     teachers, logits = [entry.name for entry in recipe.teacher], recipe.logits
@@ -95,20 +98,65 @@ def _fusions(recipe: Recipe) -> Iterator[str]:
         where = f"fusion.{entry.name}"
         yield from _raised(partial(asked_codec, entry.codec, f"{where}.codec"))
         yield from _draws(recipe, entry, where)
+        yield from _fit_on(recipe, entry, where)
         yield from _unknown(f"{where}.correction", "correction", entry.correction, CORRECTIONS)
         for teacher in entry.teachers or []:
             yield from _unknown(f"{where}.teachers", "teacher", teacher, teachers)
-        if entry.strategy not in FUSIONS:
-            yield from _unknown(f"{where}.strategy", "strategy", entry.strategy, FUSIONS)
+        if entry.strategy.startswith(SINGLE):
+            yield from _single(entry, where, teachers)
+        elif entry.strategy == AUTO:
+            yield from _fusion_options(entry, where, lambda: None, [])
+        elif entry.is_lazy:
+            yield from _lazy(entry, where, LAZY[entry.strategy], len(entry.teachers or teachers))
+        elif entry.strategy not in FUSIONS:
+            yield from _unknown(f"{where}.strategy", "strategy", entry.strategy, {**FUSIONS, **LAZY})
         else:
             yield from _fusion_options(entry, where, FUSIONS[entry.strategy])
+        if entry.target == "lazy" and not entry.is_lazy:
+            yield (
+                f"{where}.target: found 'lazy' with strategy {entry.strategy!r}; expected 'store', for it needs no "
+                f"student; remove it, or use one of {sorted(LAZY)}"
+            )
+
+
+def _fit_on(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
+    from pipeline.fuse import check_fit_on
+    from pipeline.fusion import FUSIONS
+    from pipeline.views import OUT_OF_FOLD
+
+    try:
+        layers = FUSIONS[entry.strategy](**entry.options).layers
+    except (KeyError, TypeError, StillroomError):  # a fault of its own, or decided later
+        layers = ()
+    yield from _raised(lambda: check_fit_on(entry.fit_on, entry.honest, layers, where))
+    if entry.fit_on == OUT_OF_FOLD and recipe.logits.folds is None:
+        yield (
+            f"{where}.fit_on: found {OUT_OF_FOLD!r} without folds; expected logits.folds; set it, e.g. to 5, and each "
+            f"teacher is also trained 5 times"
+        )
+
+
+def _lazy(entry: FusionEntry, where: str, strategy: Callable[..., Any], num_teachers: int) -> Iterator[str]:
+    """Nothing is fused before a student trains, so keys of what is stored mean nothing there."""
+    if entry.target == "store":
+        yield f"{where}.target: found 'store'; expected 'lazy', for {entry.strategy!r} needs the student; remove it"
+    for key, field in FusionEntry.model_fields.items():
+        if key not in LAZY_KEYS and (found := getattr(entry, key)) != field.default:
+            yield (
+                f"{where}.{key}: found {found!r} with strategy {entry.strategy!r}; expected none, for its targets are "
+                f"not stored; remove it"
+            )
+    faults = list(_fusion_options(entry, where, strategy))
+    yield from faults or _raised(lambda: strategy(**entry.options).check(num_teachers))
 
 
 def _draws(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
     """Random draws are right on average at temperature 1 as they are, and after anything linear: nothing else."""
     codec = recipe.logits.codec
     kind = codec if isinstance(codec, str) else codec.get("kind")
-    linear = entry.strategy in ("mean", "weighted") and entry.options.get("of", "probabilities") == "probabilities"
+    options = {"of": "probabilities", "by": "nll", **entry.options}
+    is_average = entry.strategy in ("mean", "weighted", "random_teacher")
+    linear = is_average and options["of"] == "probabilities" and options["by"] != "class"
     plain = not entry.calibrate and not entry.calibrate_pool and entry.temperatures == [1.0]
     if kind == "sampled" and not (linear and plain):
         yield (
@@ -118,8 +166,18 @@ def _draws(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
         )
 
 
-def _fusion_options(entry: FusionEntry, where: str, strategy: Callable[..., Any]) -> Iterator[str]:
-    known = [field.name for field in dataclasses.fields(strategy) if field.init]  # type: ignore[arg-type]
+def _single(entry: FusionEntry, where: str, teachers: Sequence[str]) -> Iterator[str]:
+    yield from _unknown(f"{where}.strategy", "teacher", entry.strategy.removeprefix(SINGLE), teachers)
+    if entry.teachers is not None:
+        yield f"{where}.teachers: found {entry.teachers} beside {entry.strategy!r}; expected one of both; remove it"
+    yield from _fusion_options(entry, where, lambda: None, [])
+
+
+def _fusion_options(
+    entry: FusionEntry, where: str, strategy: Callable[..., Any], known: Sequence[str] | None = None
+) -> Iterator[str]:
+    if known is None:
+        known = [field.name for field in dataclasses.fields(strategy) if field.init]  # type: ignore[arg-type]
     wrong = [key for key in entry.options if key not in known]
     for key in wrong:
         near = near_names(key, [*known, *type(entry).model_fields])
@@ -141,7 +199,7 @@ def _students(recipe: Recipe) -> Iterator[str]:
         if len(set(entry.seeds)) < len(entry.seeds):
             yield f"{where}.seeds: found {entry.seeds}; expected each seed once; remove the repeated"
         fusion = fusions.get(entry.fusion)
-        if fusion is not None and loss.temperature not in fusion.temperatures:
+        if fusion is not None and not fusion.is_lazy and loss.temperature not in fusion.temperatures:
             yield (
                 f"{where}.loss.temperature: found {loss.temperature:g}; expected one of fusion {fusion.name!r}, "
                 f"{fusion.temperatures}; add it to fusion.{fusion.name}.temperatures, for a mixture softened later "

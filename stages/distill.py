@@ -1,7 +1,10 @@
-"""distill: students stream from a target store, and so do the baselines they are compared with. No teacher is near."""
+"""distill: students stream from a target store, and so do the baselines they are compared with. No teacher is near.
+
+Where the strategy needs the student, they stream from the teachers' own stores, and weigh the teachers as they train.
+"""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -11,13 +14,14 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.lazy import LAZY, LazyLoss
 from pipeline.lineage import Manifest, artefact_folder, file_digest, read_manifest, write_cost
-from pipeline.loader import TargetLoader
+from pipeline.loader import TargetLoader, TeacherLoader
 from pipeline.losses import distillation_loss
 from pipeline.metrics import agreement, classification_metrics
 from pipeline.models import build_model, count_parameters
 from pipeline.models.weights import save_weights
-from pipeline.store import TargetStore, open_targets
+from pipeline.store import TargetStore, TeacherStore, open_targets, open_teacher
 from pipeline.train import Fitted, Loader, Loss, Schedule, fit, label_loss, predict, prepare, seeded
 from pipeline.views import Batch, ViewLoader, imported_code
 from stages import fuse
@@ -44,6 +48,11 @@ class Run:
         return f"{self.entry.name}{role}-s{self.seed}"
 
     @property
+    def is_lazy(self) -> bool:
+        """Whether it streams the teachers' own stores."""
+        return self.fusion is not None and self.fusion.is_lazy
+
+    @property
     def loss(self) -> dict[str, Any]:
         """What it minimises."""
         return dict(LABELS_ONLY) if self.fusion is None else self.entry.loss.model_dump()
@@ -64,6 +73,10 @@ def run(ws: Workspace, *, student: str | None = None) -> None:
 
 def _ensure_targets(ws: Workspace, jobs: list[Run]) -> None:
     """Fuse the target stores that unfinished runs stream from, each once."""
+    jobs = [job for job in jobs if not job.is_lazy]
+    for fusion in {job.fusion.name: job.fusion for job in jobs if job.fusion is not None}.values():
+        if not ws.is_decided(fusion):
+            fuse.ensure(ws, fusion)  # before it, nobody knows what its students are made from
     needed = [job.fusion for job in jobs if job.fusion is not None and not ws.is_finished(folder_of(ws, job))]
     for fusion in {ws.target_folder(entry): entry for entry in needed}.values():
         fuse.ensure(ws, fusion)
@@ -89,8 +102,11 @@ def folder_of(ws: Workspace, job: Run) -> Path:
 
 def config_of(ws: Workspace, job: Run) -> dict[str, Any]:
     """Return what a run's student is made from."""
-    target = None if job.fusion is None else ws.target_config(job.fusion)
-    return ws.student_config(job.entry, job.seed, target, job.loss)
+    if job.fusion is None or not job.is_lazy:
+        target = None if job.fusion is None else ws.target_config(job.fusion)
+        return ws.student_config(job.entry, job.seed, target, job.loss)
+    lazy = ws.lazy_config(job.fusion)
+    return {**ws.student_config(job.entry, job.seed, lazy, job.loss), "lazy": lazy}
 
 
 def ensure(ws: Workspace, job: Run) -> Path:
@@ -98,58 +114,105 @@ def ensure(ws: Workspace, job: Run) -> Path:
     folder = folder_of(ws, job)
     manifest = read_manifest(folder)
     if manifest is None:
-        targets = None if job.fusion is None else open_targets(ws.target_folder(job.fusion))
         started = time.perf_counter()
-        manifest = _train(ws, job, targets, folder)
+        manifest = _train(ws, job, _source(ws, job), folder)
         ws.made(folder, seconds=time.perf_counter() - started)
     scores = manifest.metrics["test"]
     ws.say("distill", f"{job.name}: test accuracy {scores['accuracy']:.4f}, NLL {scores['nll']:.4f}")
     return folder
 
 
-def _train(ws: Workspace, job: Run, targets: TargetStore | None, folder: Path) -> Manifest:
+Source = TargetStore | Sequence[TeacherStore] | None  # what a run streams: one target, the teachers, labels alone
+
+
+def _source(ws: Workspace, job: Run) -> Source:
+    if job.fusion is None:
+        return None
+    if not job.is_lazy:
+        return open_targets(ws.target_folder(job.fusion))
+    entries = [ws.recipe.find("teacher", name) for name in ws.fused_teachers(job.fusion)]
+    return [open_teacher(ws.teacher_store_folder(entry)) for entry in entries]
+
+
+def _train(ws: Workspace, job: Run, source: Source, folder: Path) -> Manifest:
     entry, forwards = job.entry, ws.teacher_forwards
     build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape)
     model = prepare(seeded(lambda: build(where=f"student.{entry.name}", **entry.options), job.seed), ws.device)
     steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
     schedule = Schedule(steps, epoch, entry.lr, entry.weight_decay, entry.warmup, entry.clip, entry.patience)
     precision, checkpoint = ws.precision(entry), folder / "checkpoint.pt"
+    lazy = _lazy_loss(ws, job, model, steps) if job.is_lazy else None
     with progress(ws.console, f"distill {job.name}", steps) as bar:
         fitted = fit(
             model,
-            _loader(ws, job, targets),
-            _loss(job),
+            _loader(ws, job, source),
+            lazy or _loss(job),
             evaluate=lambda model: quick_scores(model, ws.held_out("calibration"), precision),
             schedule=schedule,
             seed=job.seed,
             where=f"student.{entry.name}",
             precision=precision,
+            companion=lazy,
             checkpoint=checkpoint,
             on_step=bar.to,
         )
     answers = {name: predict(model, iter(ws.held_out(name)), precision=precision) for name in ("calibration", "test")}
     save_weights(model, folder / "weights.safetensors")
     save_file({name: rows.half().contiguous() for name, rows in answers.items()}, folder / "answers.safetensors")
-    manifest = _seal(ws, job, model, targets, fitted, answers, folder, ws.teacher_forwards - forwards)
+    details: dict[str, Any] = {"teacher_forwards": ws.teacher_forwards - forwards}
+    if lazy is not None and job.fusion is not None:
+        details["teacher_weights"] = dict(zip(ws.fused_teachers(job.fusion), lazy.mean_weights, strict=True))
+    manifest = _seal(ws, job, model, source, fitted, answers, folder, details)
     checkpoint.unlink(missing_ok=True)
     return manifest
 
 
-def _loader(ws: Workspace, job: Run, targets: TargetStore | None) -> Loader:
+def _loader(ws: Workspace, job: Run, source: Source) -> Loader:
     """Return what the student streams. On labels alone, batches are as large and hold labelled rows only."""
-    if targets is None:
+    if source is None:
         labelled = ws.plan.splits["train"].labelled
         return ViewLoader(ws.replayer, "train", batch_size=job.entry.batch_size, seed=job.seed, positions=labelled)
     temperature = job.entry.loss.temperature
     batch_size, seed = job.entry.batch_size, job.seed
-    return TargetLoader(
-        targets,
+    device, imports = ws.device, imported_code(ws.plan.transforms)
+    if isinstance(source, TargetStore):
+        return TargetLoader(
+            source,
+            ws.dataset,
+            batch_size=batch_size,
+            seed=seed,
+            temperature=temperature,
+            device=device,
+            imports=imports,
+        )
+    assert job.fusion is not None
+    return TeacherLoader(
+        source,
         ws.dataset,
         batch_size=batch_size,
         seed=seed,
-        temperature=temperature,
-        device=ws.device,
-        imports=imported_code(ws.plan.transforms),
+        calibrate=job.fusion.calibrate,
+        device=device,
+        imports=imports,
+    )
+
+
+def _lazy_loss(ws: Workspace, job: Run, model: nn.Module, steps: int) -> LazyLoss:
+    """Return the loss that weighs the teachers as the student trains, with whatever it learns itself."""
+    assert job.fusion is not None
+    plan, loss = ws.plan, job.entry.loss
+    shows_labels = not all(plan.is_mixed("train", view) for view in range(plan.count))
+    return LazyLoss(
+        LAZY[job.fusion.strategy](**job.fusion.options),
+        model,
+        num_teachers=len(ws.fused_teachers(job.fusion)),
+        num_classes=len(ws.classes),
+        labelled=len(plan.splits["train"].labelled) if shows_labels else 0,
+        steps=steps,
+        seed=job.seed,
+        temperature=loss.temperature,
+        alpha=loss.alpha,
+        kind=loss.kind,
     )
 
 
@@ -178,16 +241,16 @@ def _seal(
     ws: Workspace,
     job: Run,
     model: nn.Module,
-    targets: TargetStore | None,
+    source: Source,
     fitted: Fitted,
     answers: Mapping[str, Tensor],
     folder: Path,
-    forwards: int,
+    details: Mapping[str, Any],
 ) -> Manifest:
     labels = {name: torch.from_numpy(ws.plan.splits[name].labels) for name in answers}
     metrics: dict[str, Any] = {name: classification_metrics(rows, labels[name]) for name, rows in answers.items()}
-    if targets is not None:
-        fused = targets.log_probs("test", temperature=job.entry.loss.temperature)
+    if isinstance(source, TargetStore):
+        fused = source.log_probs("test", temperature=job.entry.loss.temperature)
         metrics["test"]["agreement"] = agreement(answers["test"], fused)
     manifest = Manifest(
         kind="student",
@@ -202,7 +265,7 @@ def _seal(
             "best_step": fitted.best_step,
             "steps": fitted.steps,
             "rows": fitted.rows,
-            "teacher_forwards": forwards,
+            **details,
         },
     )
     manifest.write(folder)

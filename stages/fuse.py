@@ -9,23 +9,35 @@ from pipeline import fuse
 from pipeline.errors import StaleStoreError
 from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import differences, require_manifest
+from pipeline.report import DISHONEST
 from pipeline.report.numbers import span as as_span
 from pipeline.store import TeacherStore, open_teacher
 from pipeline.store.reader import read_attributes
-from stages import data
+from stages import data, league
 from stages.mend import examine
-from stages.recipe import FusionEntry
+from stages.recipe import AUTO, FusionEntry
 from stages.show import progress
 from stages.workspace import Workspace
 
 
-def run(ws: Workspace, only: str | None = None) -> None:
-    """Fuse every target store of the recipe (or one) that isn't there, and show the league table."""
+def run(ws: Workspace, only: str | None = None, *, compare: bool = False, auto: bool = False) -> None:
+    """Fuse every target store of the recipe (or one) that isn't there, and show the league table.
+
+    `compare` shows every strategy there is instead, and fuses none; `auto` fuses the one that wins.
+    """
     entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
     ensure_teacher_stores(ws)
+    if compare or auto:
+        ws.console.print(league.table(ws, league.ensure(ws)))
+        if not auto:
+            return
+        entries = [league.LEAGUE]
     for entry in entries:
-        ensure(ws, entry, check=True)
-    ws.console.print(league_table(ws, entries))
+        if entry.is_lazy:
+            ws.say("fuse", f"{entry.name}: skipped, {entry.strategy!r} weighs the teachers as each student trains")
+        else:
+            ensure(ws, entry, check=True)
+    ws.console.print(league_table(ws, [entry for entry in entries if not entry.is_lazy]))
 
 
 def ensure_teacher_stores(ws: Workspace) -> None:
@@ -43,14 +55,18 @@ def ensure_teacher_stores(ws: Workspace) -> None:
 
 def ensure(ws: Workspace, entry: FusionEntry, *, check: bool = False) -> Path:
     """Return the folder of a finished target store. Its teacher stores must be there."""
-    folder = ws.target_folder(entry)
+    if entry.strategy == AUTO:
+        league.ensure(ws, entry)
+    folder, config = ws.target_folder(entry), ws.target_config(entry)
+    if not fuse.is_honest(config):
+        ws.say("fuse", f"{entry.name}: warning: {DISHONEST}, where the teachers' confidence is memory; not for use")
     mending = examine(ws, "fuse", entry.name, folder, check=check)
     if mending.is_sound:
         if check:
             _check_parents(ws, entry, folder)
         ws.say("fuse", f"{entry.name}: found in {folder.name}")
         return folder
-    stores, target, config = _stores(ws, entry), target_of(entry), ws.target_config(entry)
+    stores, target = _stores(ws, entry), target_of(ws, entry)
     begun = fuse.begun(folder, target, config) or fuse.begin(stores, target, config, f"fusion.{entry.name}")
     writer = fuse.open_writer(folder, entry.name, config, stores, begun)
     mending.begin(writer)
@@ -61,9 +77,10 @@ def ensure(ws: Workspace, entry: FusionEntry, *, check: bool = False) -> Path:
     return folder
 
 
-def target_of(entry: FusionEntry) -> Target:
+def target_of(ws: Workspace, entry: FusionEntry) -> Target:
     """Return what an entry asks for, unfitted."""
-    return Target(FUSIONS[entry.strategy](**entry.options), entry.calibrate_pool, entry.correction)
+    strategy, options = ws.strategy_of(entry)
+    return Target(FUSIONS[strategy](**options), entry.calibrate_pool, entry.correction)
 
 
 def _stores(ws: Workspace, entry: FusionEntry) -> list[TeacherStore]:
@@ -91,7 +108,8 @@ def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:
         table.add_row(f"teacher {teacher.name}", *_cells(scores))
     for fusion in fusions:
         manifest = require_manifest(ws.target_folder(fusion), "target store", make_with="stillroom fuse")
-        table.add_row(f"fusion {fusion.name}", *_cells(manifest.details["scores"]))
+        mark = "" if fuse.is_honest(manifest.config) else f" ({DISHONEST})"
+        table.add_row(f"fusion {fusion.name}{mark}", *_cells(manifest.details["scores"]))
     return table
 
 

@@ -1,5 +1,9 @@
-"""logits: each teacher answers once on every row, into its store; damaged blocks of a finished store are made again."""
+"""logits: each teacher answers once on every row, into its store; damaged blocks of a finished store are made again.
 
+With folds, a teacher's store also keeps what its fold models say of the labelled train rows they were not trained on.
+"""
+
+import functools
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,8 +20,7 @@ from pipeline.report.numbers import span as as_span
 from pipeline.store.reader import read_attributes
 from pipeline.store.writer import StoreWriter
 from pipeline.teachers import Teacher
-from stages import data, teachers
-from stages.check import check_imported_teachers
+from stages import teachers
 from stages.mend import examine
 from stages.recipe import TeacherEntry
 from stages.show import progress
@@ -26,8 +29,7 @@ from stages.workspace import Workspace
 
 def run(ws: Workspace) -> None:
     """Dump every teacher whose store isn't there; read every byte of those that are, and rebuild what is damaged."""
-    data.run(ws)
-    check_imported_teachers(ws.recipe)
+    teachers.check(ws)
     for entry in ws.recipe.teacher:
         ensure(ws, entry, check=True)
 
@@ -42,10 +44,12 @@ def ensure(ws: Workspace, entry: TeacherEntry, *, check: bool = False) -> Path:
         ws.say("logits", f"{entry.name}: found in {folder.name}")
         return folder
     manifest = require_manifest(teachers.ensure(ws, entry), "teacher", make_with="stillroom teachers")
+    for fold in ws.folds:
+        teachers.ensure(ws, entry, fold)
     teacher = teachers.load(ws, entry, layers=ws.recipe.logits.features)
     config = ws.teacher_store_config(entry)
     encoding = stored_encoding(folder, config) or _encoding(ws, entry, teacher)
-    writer = dump.open_writer(folder, entry.name, config, ws.plan, encoding, weights=manifest.digests)
+    writer = dump.open_writer(folder, entry.name, config, ws.replayer.plan, encoding, weights=_weights(ws, entry))
     mending.begin(writer)
     return _dump(ws, entry, teacher, writer, encoding, manifest)
 
@@ -70,7 +74,7 @@ def _encoding(ws: Workspace, entry: TeacherEntry, teacher: Teacher) -> Encoding:
 def _dump(
     ws: Workspace, entry: TeacherEntry, teacher: Teacher, writer: StoreWriter, encoding: Encoding, manifest: Manifest
 ) -> Path:
-    details = {"parameters": manifest.details["parameters"], "seed": entry.seed, "weights": dict(manifest.digests)}
+    details = {"parameters": manifest.details["parameters"], "seed": entry.seed, "weights": _weights(ws, entry)}
     missing = sum(map(len, writer.missing()))
     _predict_cost(ws, entry, teacher, writer, missing)
     with progress(ws.console, f"dump {entry.name}", missing) as bar:
@@ -81,6 +85,7 @@ def _dump(
             encoding,
             batch_size=ws.recipe.logits.batch_size,
             details=details,
+            folds=fold_models(ws, entry),
             on_block=bar.by,
         )
     ws.teacher_forwards += filled.rows
@@ -90,11 +95,27 @@ def _dump(
     return writer.folder
 
 
+def fold_models(ws: Workspace, entry: TeacherEntry) -> dump.FoldModels | None:
+    """Return a teacher's fold models, each loaded when it is first asked and then kept; None without folds."""
+    load = functools.cache(lambda fold: teachers.load(ws, entry, layers=[], fold=fold))
+    return dump.FoldModels(ws.fold_of, load) if ws.folds else None
+
+
+def _weights(ws: Workspace, entry: TeacherEntry) -> dict[str, str]:
+    """Return the sha256 of the files of a teacher and of its fold models, as far as they are there."""
+    weights: dict[str, str] = {}
+    for fold in (None, *ws.folds):
+        manifest, prefix = read_manifest(ws.teacher_folder(entry, fold)), "" if fold is None else f"fold{fold}/"
+        weights |= {prefix + name: digest for name, digest in (manifest.digests if manifest else {}).items()}
+    return weights
+
+
 def _check_weights(ws: Workspace, entry: TeacherEntry, folder: Path) -> None:
     """Raise StaleStoreError when the teacher that is there has other weights than the one that answered."""
-    manifest = read_manifest(ws.teacher_folder(entry))
-    found: Mapping[str, Any] = read_attributes(folder).get("weights", {})
-    if manifest is not None and (differing := differences({"weights": found}, {"weights": dict(manifest.digests)})):
+    said: Mapping[str, Any] = read_attributes(folder).get("weights", {})
+    there = _weights(ws, entry)
+    found = {name: digest for name, digest in said.items() if name in there}
+    if differing := differences({"weights": found}, {"weights": there}):
         raise StaleStoreError(
             f"{folder}: made by another teacher: {', '.join(differing)}; delete the folder to let this one answer, or "
             f"put the weights back"

@@ -70,37 +70,65 @@ class Training(Named):
 
 
 class TeacherEntry(Training):
-    """A model that learns from labels once and answers on every row. `fit_views`: views a scikit-learn model sees."""
+    """A model that learns from labels once and answers on every row. `fit_views`: views a scikit-learn model sees.
+
+    For studies of teachers that know less: `wrong_labels`, the share of its train labels that are wrong, and
+    `without_classes`, those it sees no train row of.
+    """
 
     seed: Annotated[int, Field(ge=0)] = 0
     fit_views: Count = 4
+    wrong_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
+    without_classes: list[str] = []
 
 
 CodecEntry = str | dict[str, Any]  # a name, or { kind = ..., and its options }
 
 
 class Logits(Section):
-    """What is kept of each teacher. `max_kl` limits `codec = "auto"`, in nats; `max_gb` all teacher stores together."""
+    """What is kept of each teacher. `max_kl` limits `codec = "auto"`, in nats; `max_gb` all teacher stores together.
+
+    With `folds`, also its answers on labelled train rows by models that were not trained on them.
+    """
 
     features: list[str] = ["penultimate"]
     feature_codec: CodecEntry = "fp16"
     codec: CodecEntry = "fp16"
     max_kl: Positive = 1e-4
     max_gb: Positive | None = None
+    folds: Annotated[int, Field(ge=2, le=255)] | None = None
     batch_size: Count = 256  # larger buffers would pass glibc's 32 MB and be unmapped every time
 
 
+AUTO, SINGLE = "auto", "single:"  # strategies that a run decides: the league's winner, one teacher by name
+
+
 class FusionEntry(Named):
-    """How teachers become one target. `calibrate`: each teacher first; `calibrate_pool`: what comes out, too."""
+    """How teachers become one target. `calibrate`: each teacher first; `calibrate_pool`: what comes out, too.
+
+    `target` says where: "store", fused once, or "lazy", by students as they train; the strategy decides (None).
+    `fit_on` says on which rows it is fitted: "calibration", "out_of_fold" (needs `logits.folds`), or "train", which
+    is refused unless `honest` is false.
+    """
 
     strategy: str = "mean"
+    target: Literal["store", "lazy"] | None = None
     teachers: list[str] | None = None
     temperatures: list[Positive] = [1.0]
     calibrate: bool = True
     calibrate_pool: bool = True
     correction: str = "none"
+    fit_on: str = "calibration"
+    honest: bool = True
     codec: CodecEntry = "fp16"
     max_kl: Positive = 1e-4
+
+    @property
+    def is_lazy(self) -> bool:
+        """Whether its strategy needs the student, so that nothing can be fused before one trains."""
+        from pipeline.lazy import LAZY  # torch takes seconds to import: not before a recipe is looked into
+
+        return self.strategy in LAZY
 
 
 class LossEntry(Section):
@@ -141,6 +169,10 @@ class Recipe(Section):
 
 
 def training_config(entry: Training) -> dict[str, Any]:
-    """Return the keys of an entry that the trained weights depend on, as JSON."""
+    """Return the keys of an entry that the trained weights depend on, as JSON.
+
+    Keys that came later are there only when set, so that what was trained before them stays what it is.
+    """
     dumped = entry.model_dump(exclude={"name", "seeds", "fusion", "loss", "baselines", "seed"})
-    return json.loads(json.dumps(dumped))
+    unset = {key for key in ("wrong_labels", "without_classes") if not dumped.get(key, True)}
+    return json.loads(json.dumps({key: value for key, value in dumped.items() if key not in unset}))

@@ -5,15 +5,18 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline import report as reports
 from pipeline.errors import StillroomError
-from pipeline.lineage import fingerprint, read_cost, read_manifest, write_durably
+from pipeline.lineage import Manifest, fingerprint, read_cost, read_manifest, write_durably
 from pipeline.report import Cost, Member, Part
-from pipeline.store import open_targets, open_teacher
+from pipeline.store import TargetStore, open_targets, open_teacher
 from stages import distill
-from stages.workspace import Workspace
+from stages.league import LEAGUE
+from stages.recipe import AUTO
+from stages.workspace import Workspace, fold_model_name
 
 
 @dataclass
@@ -41,17 +44,17 @@ def run(ws: Workspace) -> None:
             f"{ws.root}: found nothing finished of recipe {ws.recipe.name!r}; expected a teacher store at least; "
             f"run 'stillroom distill {ws.recipe.name}'"
         )
-    rows = [part.row for part in found.parts]
+    rows, league = [part.row for part in found.parts], _league(ws)
     folder = ws.root / "reports" / ws.recipe.name
     page, results = folder / "index.html", json.dumps(reports.results(ws.recipe.name, rows), indent=1) + "\n"
     if not (folder / "results.json").exists() or (folder / "results.json").read_text() != results:
         write_durably(folder / "results.json", results.encode())
     made_from = fingerprint(
         {"rows": rows, "costs": [(c.stage, c.folder.name, c.seconds) for c in found.costs], "missing": found.missing}
-        | {"facts": _facts(ws), "sources": reports.sources_digest()}
+        | {"facts": _facts(ws), "sources": reports.sources_digest(), "league": league and league.fingerprint}
     )
     if not reports.is_current(page, made_from):
-        write_durably(page, reports.render(_report(ws, found, made_from)).encode())
+        write_durably(page, reports.render(_report(ws, found, league, made_from)).encode())
         ws.done.append(str(page))
     ws.say("report", f"{page}: {reports.headline_text(rows)}")
     if found.missing:
@@ -62,8 +65,10 @@ def _add_teachers(ws: Workspace, found: Found) -> None:
     for entry in ws.recipe.teacher:
         trained, folder = ws.teacher_folder(entry), ws.teacher_store_folder(entry)
         training, dump = read_cost(trained), read_cost(folder)
-        if ws.is_finished(trained):
-            found.costs.append(Cost("teachers", entry.name, trained, training.get("seconds")))
+        for fold in (None, *ws.folds):
+            if ws.is_finished(model := ws.teacher_folder(entry, fold)):
+                name, seconds = fold_model_name(entry.name, fold), read_cost(model).get("seconds")
+                found.costs.append(Cost("teachers", name, model, seconds))
         if store := read_manifest(folder):
             found.parts.append(reports.teacher_part(store, folder, dump, training))
             found.costs.append(Cost("logits", entry.name, folder, dump.get("seconds")))
@@ -74,6 +79,11 @@ def _add_teachers(ws: Workspace, found: Found) -> None:
 def _add_fusions(ws: Workspace, found: Found) -> None:
     params = {part.row["name"]: part.row["params"] for part in found.of("teacher")}
     for entry in ws.recipe.fusion:
+        if entry.is_lazy:
+            continue  # its students stand for it
+        if not ws.is_decided(entry):
+            found.missing.append(f"fusion {entry.name}")
+            continue
         folder = ws.target_folder(entry)
         if store := read_manifest(folder):
             found.parts.append(reports.fusion_part(store, folder, read_cost(folder), params, name=entry.name))
@@ -114,11 +124,19 @@ def _jobs(ws: Workspace, found: Found) -> Iterator[distill.Run]:
             found.missing.append(f"baselines of {entry.name}")
 
 
-def _report(ws: Workspace, found: Found, made_from: str) -> reports.Report:
+def _league(ws: Workspace) -> Manifest | None:
+    """Return the league of all teachers' strategies, else that of the recipe's first "auto", if any is there."""
+    asked = [LEAGUE, *(entry for entry in ws.recipe.fusion if entry.strategy == AUTO)]
+    manifests = (read_manifest(ws.league_folder(entry)) for entry in asked)
+    return next((manifest for manifest in manifests if manifest is not None), None)
+
+
+def _report(ws: Workspace, found: Found, league: Manifest | None, made_from: str) -> reports.Report:
     labels = ws.plan.splits["test"].labels
     students, fusions = found.of("student"), found.of("fusion")
     focus = students[0].row["fusion"] if students else fusions[0].row["name"] if fusions else None
     stores = {part.row["name"]: open_targets(part.folder) for part in fusions}
+    taught = focus if focus in stores else next(iter(stores), None)  # of a lazy fusion there is no store
     return reports.Report(
         recipe=ws.recipe.name,
         fingerprint=made_from,
@@ -133,7 +151,23 @@ def _report(ws: Workspace, found: Found, made_from: str) -> reports.Report:
         pixels=lambda positions: ws.dataset.read(ws.plan.splits["test"].ids[positions]).numpy(),
         costs=found.costs,
         facts=_facts(ws),
+        teaching=None if taught is None else _teaching(found, taught, stores[taught]),
+        train_pixels=lambda positions: _as_shown(ws, positions),
+        strategies=None if league is None else league.details,
     )
+
+
+def _teaching(found: Found, name: str, targets: TargetStore) -> reports.Teaching:
+    folders = {part.row["name"]: part.folder for part in found.of("teacher")}
+    teachers = {each: open_teacher(folders[each]) for each in targets.teachers if each in folders}
+    return reports.teaching_of(name, targets, teachers)
+
+
+def _as_shown(ws: Workspace, positions: np.ndarray) -> np.ndarray:
+    """Return train rows of view 0 as the teachers saw them: uint8 [B, C, H, W]."""
+    inputs = ws.replayer.batch("train", 0, positions).inputs.cpu()
+    mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (ws.plan.mean, ws.plan.std))
+    return ((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
 
 
 def _members(found: Found, labels: torch.Tensor) -> Iterator[Member]:

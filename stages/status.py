@@ -12,9 +12,11 @@ from pipeline.lineage import read_cost, read_manifest
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
 from stages import data, distill
-from stages.workspace import Workspace
+from stages.league import LEAGUE
+from stages.recipe import AUTO
+from stages.workspace import Workspace, fold_model_name
 
-KINDS = ("plans", "budgets", "teachers", "logits", "targets", "students")
+KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students")
 
 
 @dataclass(frozen=True)
@@ -58,11 +60,16 @@ def wanted(ws: Workspace) -> list[Wanted]:
     found = [Wanted("plans", recipe.name, data.plan_folder(ws), 0)]
     for entry in recipe.teacher:
         shown = ws.steps(entry, labelled)[0] * min(entry.batch_size, labelled)
-        found.append(Wanted("teachers", entry.name, ws.teacher_folder(entry), shown))
+        for fold in (None, *ws.folds):
+            name = fold_model_name(entry.name, fold)
+            found.append(Wanted("teachers", name, ws.teacher_folder(entry, fold), shown))
     found += [Wanted("logits", entry.name, ws.teacher_store_folder(entry), answers) for entry in recipe.teacher]
     jobs = [job for entry in recipe.student for job in distill.runs(ws, entry)] if is_dumped(ws) else []
+    jobs = [job for job in jobs if job.fusion is None or ws.is_decided(job.fusion)]
+    leagues = {ws.league_folder(entry) for entry in (*recipe.fusion, LEAGUE) if entry.strategy == AUTO}
+    found += [Wanted("leagues", recipe.name, folder, 0) for folder in sorted(leagues) if folder.exists()]
     fusions = [*recipe.fusion, *(job.fusion for job in jobs if job.fusion is not None)]
-    targets = {ws.target_folder(fusion): fusion.name for fusion in reversed(fusions)}
+    targets = {ws.target_folder(fusion): fusion.name for fusion in reversed(fusions) if ws.is_stored(fusion)}
     found += [Wanted("targets", name, folder, answers) for folder, name in reversed(targets.items())]
     for job in jobs:
         shown = ws.steps(job.entry, len(plan.splits["train"]))[0] * job.entry.batch_size

@@ -5,80 +5,127 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from pipeline.calibration import fit_temperature
-from pipeline.errors import StillroomError
+from pipeline.errors import StillroomError, unknown_name
 from pipeline.lineage import Manifest, file_digest, read_manifest
 from pipeline.metrics import classification_metrics
 from pipeline.models import build_model, count_parameters, is_estimator
+from pipeline.models.estimators import load_sklearn
 from pipeline.models.taps import find_layer
 from pipeline.models.weights import load_weights
 from pipeline.teachers import SklearnTeacher, Teacher, TorchTeacher, fit_sklearn, fit_torch
-from pipeline.teachers.sklearn import ESTIMATOR, load_sklearn
+from pipeline.teachers.sklearn import ESTIMATOR
 from pipeline.teachers.torch import WEIGHTS
 from pipeline.train import Fitted, Schedule, prepare, seeded
-from pipeline.views import ViewLoader
+from pipeline.views import UNLABELLED, Replayer, ViewLoader, with_wrong_labels, without_classes
 from stages import data
 from stages.check import check_imported_teachers
 from stages.recipe import TeacherEntry
 from stages.show import progress, quick_scores
-from stages.workspace import Workspace
+from stages.workspace import Workspace, fold_model_name
 
 
 def run(ws: Workspace) -> None:
     """Train every teacher that isn't there."""
-    data.run(ws)
-    check_imported_teachers(ws.recipe)
+    check(ws)
     for entry in ws.recipe.teacher:
         ensure(ws, entry)
 
 
-def ensure(ws: Workspace, entry: TeacherEntry) -> Path:
-    """Return the folder of a finished teacher, training it if need be."""
-    folder = ws.teacher_folder(entry)
+def check(ws: Workspace) -> None:
+    """Fetch the data; raise StillroomError with what is wrong with any teacher, before one is trained."""
+    data.run(ws)
+    check_imported_teachers(ws.recipe)
+    rows = len(ws.plan.splits["train"].labelled)
+    if len(ws.folds) > rows:
+        raise StillroomError(
+            f"logits.folds: found {len(ws.folds)}; expected at most {rows}, the labelled train rows; lower it"
+        )
+    for entry in ws.recipe.teacher:
+        for fold in (None, *ws.folds):
+            shown_labels(ws, entry, fold)
+
+
+def ensure(ws: Workspace, entry: TeacherEntry, fold: int | None = None) -> Path:
+    """Return the folder of a finished teacher, or of its model without a fold, training it if need be."""
+    folder = ws.teacher_folder(entry, fold)
     manifest = read_manifest(folder)
     if manifest is None:
         started = time.perf_counter()
-        details = _train(ws, entry, folder)
+        details = _train(ws, entry, fold, folder)
         seconds = time.perf_counter() - started
-        manifest = _seal(ws, entry, folder, details)
+        manifest = _seal(ws, entry, fold, folder, details)
         ws.made(folder, seconds=seconds)
     scores = manifest.metrics["calibration"]
-    ws.say("teachers", f"{entry.name}: calibration accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
+    ws.say("teachers", f"{manifest.name}: calibration accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
     return folder
 
 
-def _train(ws: Workspace, entry: TeacherEntry, folder: Path) -> dict[str, Any]:
-    model = build(ws, entry)
+def shown_labels(ws: Workspace, entry: TeacherEntry, fold: int | None = None) -> np.ndarray:
+    """Return the train labels that a teacher, or its model without a fold, learns from: int64 [N], -1 where hidden.
+
+    Raises: StillroomError for an unknown class, and when nothing is left to learn from.
+    """
+    where, classes, train = f"teacher.{entry.name}", list(ws.classes), ws.plan.splits["train"]
+    for name in entry.without_classes:
+        if name not in classes:
+            raise unknown_name(f"{where}.without_classes", "class", name, classes)
+    left_out = [classes.index(name) for name in entry.without_classes]
+    kept = np.setdiff1d(np.arange(len(classes)), left_out)
+    labels = without_classes(train.labels, left_out)
+    if entry.wrong_labels:
+        if len(kept) < 2:
+            raise StillroomError(
+                f"{where}.wrong_labels: found {len(kept)} class to learn; expected two or more, or no label can be "
+                f"wrong; set it to 0"
+            )
+        labels = with_wrong_labels(labels, train.ids, entry.wrong_labels, kept, entry.seed)
+    if fold is not None:
+        labels = labels.copy()
+        labels[train.labelled[ws.fold_of == fold]] = UNLABELLED
+    if (labels == UNLABELLED).all():
+        raise StillroomError(
+            f"{where}: found no train row of the classes {[classes[c] for c in kept]}"
+            f"{'' if fold is None else f' without fold {fold}'}; expected at least one to learn from; take classes out "
+            f"of without_classes"
+        )
+    return labels
+
+
+def _train(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path) -> dict[str, Any]:
+    model, replayer = build(ws, entry), ws.replayer.showing(shown_labels(ws, entry, fold))
+    name = fold_model_name(entry.name, fold)
     if is_estimator(model):
         plain = [view for view in range(ws.plan.count) if not ws.plan.is_mixed("train", view)] or [0]
-        with progress(ws.console, f"fit {entry.name}", None):
-            estimator = fit_sklearn(model, ws.replayer, views=plain[: entry.fit_views], seed=entry.seed)
+        with progress(ws.console, f"fit {name}", None):
+            estimator = fit_sklearn(model, replayer, views=plain[: entry.fit_views], seed=entry.seed)
         SklearnTeacher(estimator, len(ws.classes)).save(folder)
         return {"parameters": None, "history": []}
     for layer in ws.recipe.logits.features:  # what the dump will ask for must be there before the training is paid for
         find_layer(model, layer, f"teacher.{entry.name}")
-    fitted = _train_torch(ws, entry, prepare(model, ws.device), folder)
+    fitted = _train_torch(ws, entry, prepare(model, ws.device), replayer, name, folder)
     return {"parameters": count_parameters(model), "history": fitted.history, "best_step": fitted.best_step}
 
 
-def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, folder: Path) -> Fitted:
-    positions = ws.plan.splits["train"].labelled
+def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, replayer: Replayer, name: str, folder: Path) -> Fitted:
+    positions = replayer.labelled
     steps, epoch = ws.steps(entry, len(positions))
     schedule = Schedule(
         steps, max(epoch, steps // 25), entry.lr, entry.weight_decay, entry.warmup, entry.clip, entry.patience
     )
-    loader = ViewLoader(ws.replayer, "train", batch_size=entry.batch_size, seed=entry.seed, positions=positions)
+    loader = ViewLoader(replayer, "train", batch_size=entry.batch_size, seed=entry.seed, positions=positions)
     checkpoint = folder / "checkpoint.pt"
-    with progress(ws.console, f"train {entry.name}", steps) as bar:
+    with progress(ws.console, f"train {name}", steps) as bar:
         fitted = fit_torch(
             model,
             loader,
             evaluate=lambda model: quick_scores(model, ws.held_out("calibration"), ws.precision(entry)),
             schedule=schedule,
             seed=entry.seed,
-            where=f"teacher.{entry.name}",
+            where=f"teacher.{name}",
             precision=ws.precision(entry),
             checkpoint=checkpoint,
             on_step=bar.to,
@@ -94,14 +141,14 @@ def build(ws: Workspace, entry: TeacherEntry) -> Any:
     return seeded(lambda: build(where=f"teacher.{entry.name}", **entry.options), entry.seed)
 
 
-def _seal(ws: Workspace, entry: TeacherEntry, folder: Path, details: dict[str, Any]) -> Manifest:
-    teacher = load(ws, entry, layers=[])
+def _seal(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path, details: dict[str, Any]) -> Manifest:
+    teacher = load(ws, entry, layers=[], fold=fold)
     outputs = [teacher.predict(batch.inputs).logits.cpu() for batch in ws.held_out("calibration")]
     logits, labels = torch.cat(outputs), torch.from_numpy(ws.plan.splits["calibration"].labels)
     manifest = Manifest(
         kind="teacher",
-        name=entry.name,
-        config=ws.teacher_config(entry),
+        name=fold_model_name(entry.name, fold),
+        config=ws.teacher_config(entry, fold),
         digests={name: file_digest(folder / name) for name in (WEIGHTS, ESTIMATOR) if (folder / name).exists()},
         metrics={
             "calibration": classification_metrics(logits.log_softmax(-1), labels),
@@ -113,9 +160,12 @@ def _seal(ws: Workspace, entry: TeacherEntry, folder: Path, details: dict[str, A
     return manifest
 
 
-def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str]) -> Teacher:
-    """Return a trained teacher from its folder. Raises StillroomError when its weights aren't those it sealed."""
-    folder = ws.teacher_folder(entry)
+def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str], fold: int | None = None) -> Teacher:
+    """Return a trained teacher, or its model without a fold, from its folder.
+
+    Raises: StillroomError when its weights aren't those it sealed.
+    """
+    folder = ws.teacher_folder(entry, fold)
     manifest = read_manifest(folder)
     for name, wanted in (manifest.digests if manifest else {}).items():
         if not (folder / name).exists() or file_digest(folder / name) != wanted:

@@ -4,14 +4,15 @@ import json
 from pathlib import Path
 
 import numpy as np
+from torch import Tensor
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
 from pipeline.loader import open_replayer
 from pipeline.store import Store, open_targets, open_teacher
 from pipeline.store.verify import Fault, is_store, verify
-from pipeline.views import imported_code
-from stages import teachers
+from pipeline.views import OUT_OF_FOLD, imported_code
+from stages import logits, teachers
 from stages.workspace import Workspace
 
 SAME = 0.9999  # cosine of a teacher's stored and repeated logits; fp16 alone leaves more than 0.999999
@@ -58,20 +59,25 @@ def _ask_again(ws: Workspace, store: Store) -> None:
             f"{store.folder}: recipe {ws.recipe.name!r} has no such store; expected the recipe it was made by; "
             f"name it with --recipe (and --set)"
         )
-    if not ws.is_finished(ws.teacher_folder(entries[0])):
+    if not all(ws.is_finished(ws.teacher_folder(entries[0], fold)) for fold in (None, *ws.folds)):
         raise StillroomError(f"{store.folder}: its teacher's weights are gone; --replay expects them; leave it out")
-    teacher = teachers.load(ws, entries[0], layers=[])
+    teacher, folds = teachers.load(ws, entries[0], layers=[]), logits.fold_models(ws, entries[0])
     plan, teacher_store = store.plan(), open_teacher(store.folder)
     for split in plan.splits:
         for view in range(plan.views(split)):
             size = len(plan.splits[split])
             rows = np.arange(0, size, max(1, size // REPEATED))
-            said = teacher_store.logits(split, view)[rows].double()
-            again = teacher.predict(ws.replayer.batch(split, view, rows).inputs).logits.cpu().double()
-            centred = again - again.amax(-1, keepdim=True)
-            cosine = (said * centred).sum(-1) / (said.norm(dim=-1) * centred.norm(dim=-1)).clamp(min=1e-12)
-            if cosine.min() < SAME:
-                raise StillroomError(
-                    f"{store.folder}: logits of {split} view {view} row {rows[int(cosine.argmin())]}: cosine "
-                    f"{cosine.min():.4f} with the teacher's answer now; expected >= {SAME}; dump it again"
-                )
+            asked = [(teacher, rows)] if folds is None or split != OUT_OF_FOLD else folds.asked(rows)
+            said = teacher_store.logits(split, view).double()
+            for one, own in asked:
+                again = one.predict(ws.replayer.batch(split, view, own).inputs).logits.cpu().double()
+                _check_same(store, split, view, own, said[own], again - again.amax(-1, keepdim=True))
+
+
+def _check_same(store: Store, split: str, view: int, rows: np.ndarray, said: Tensor, again: Tensor) -> None:
+    cosine = (said * again).sum(-1) / (said.norm(dim=-1) * again.norm(dim=-1)).clamp(min=1e-12)
+    if cosine.min() < SAME:
+        raise StillroomError(
+            f"{store.folder}: logits of {split} view {view} row {rows[int(cosine.argmin())]}: cosine "
+            f"{cosine.min():.4f} with the teacher's answer now; expected >= {SAME}; dump it again"
+        )

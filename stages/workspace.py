@@ -5,6 +5,7 @@ the stages before it: distill needs no teacher, only its stores.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,12 +15,23 @@ import torch
 from rich.console import Console
 from rich.markup import escape
 
-from pipeline import dump, fuse
+from pipeline import dump, fuse, lazy
 from pipeline.datasets import ImageDataset, open_dataset
 from pipeline.errors import StillroomError
+from pipeline.league import ENTRIES
 from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest, versions, write_cost
-from pipeline.views import Batch, Replayer, ViewPlan, make_splits, parse_mix, parse_transforms
-from stages.recipe import FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
+from pipeline.views import (
+    Batch,
+    Replayer,
+    ViewPlan,
+    assign_folds,
+    make_splits,
+    out_of_fold,
+    parse_mix,
+    parse_transforms,
+    with_out_of_fold,
+)
+from stages.recipe import AUTO, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
 
 STANDARDISED_OVER = 10_000  # train pictures that mean and std are taken over
 
@@ -87,10 +99,21 @@ class Workspace:
             std=std,
         )
 
+    @property
+    def folds(self) -> range:
+        """The folds that each teacher is also trained without, none unless the recipe asks for them."""
+        return range(self.recipe.logits.folds or 0)
+
+    @cached_property
+    def fold_of(self) -> np.ndarray:
+        """The fold of each labelled train row: uint8 [N]."""
+        return assign_folds(out_of_fold(self.plan.splits["train"]).labels, len(self.folds), self.recipe.seed)
+
     @cached_property
     def replayer(self) -> Replayer:
-        """Rows of the plan, on the device."""
-        return Replayer(self.plan, self.dataset, device=self.device)
+        """Rows of the plan, on the device; with folds, rows out of fold, too."""
+        plan = with_out_of_fold(self.plan) if self.folds else self.plan
+        return Replayer(plan, self.dataset, device=self.device)
 
     def held_out(self, split: str, batch_size: int = 1000) -> list[Batch]:
         """Return a held-out split as batches, made once."""
@@ -111,14 +134,16 @@ class Workspace:
 
     # -- what each artefact is made from ----------------------------------------------------------------------------
 
-    def teacher_config(self, entry: TeacherEntry) -> dict[str, Any]:
-        """Return what a teacher is made from."""
+    def teacher_config(self, entry: TeacherEntry, fold: int | None = None) -> dict[str, Any]:
+        """Return what a teacher is made from, or what its model without a fold is."""
         made_from = {"stage": "teachers", "version": 1, "plan": self.plan.fingerprint, "seed": entry.seed}
-        return {**made_from, "classes": list(self.classes), "training": training_config(entry)}
+        config = {**made_from, "classes": list(self.classes), "training": training_config(entry)}
+        return config if fold is None else {**config, "fold": fold, "folds": len(self.folds)}
 
-    def teacher_folder(self, entry: TeacherEntry) -> Path:
-        """Return where a teacher's weights lie."""
-        return artefact_folder(self.root / "teachers", entry.name, self.teacher_config(entry))
+    def teacher_folder(self, entry: TeacherEntry, fold: int | None = None) -> Path:
+        """Return where a teacher's weights lie, or those of its model without a fold."""
+        name = fold_model_name(entry.name, fold)
+        return artefact_folder(self.root / "teachers", name, self.teacher_config(entry, fold))
 
     def teacher_store_config(self, entry: TeacherEntry) -> dict[str, Any]:
         """Return what a teacher store is made from."""
@@ -132,6 +157,7 @@ class Workspace:
             max_kl=logits.max_kl,
             feature_codec=logits.feature_codec,
             precision=entry.precision,
+            folds=logits.folds,
         )
 
     def teacher_store_folder(self, entry: TeacherEntry) -> Path:
@@ -140,23 +166,77 @@ class Workspace:
 
     def target_config(self, fusion: FusionEntry) -> dict[str, Any]:
         """Return what a target store is made from."""
-        teachers = [self.recipe.find("teacher", name) for name in self.fused_teachers(fusion)]
+        strategy, options = self.strategy_of(fusion)
         return fuse.target_store_config(
-            {entry.name: fingerprint(self.teacher_store_config(entry)) for entry in teachers},
+            self.parents(fusion),
             self.plan.fingerprint,
-            strategy=fusion.strategy,
-            options=fusion.options,
+            strategy=strategy,
+            options=options,
             temperatures=fusion.temperatures,
             calibrate=fusion.calibrate,
             calibrate_pool=fusion.calibrate_pool,
             correction=fusion.correction,
             codec=fusion.codec,
             max_kl=fusion.max_kl,
+            fit_on=fusion.fit_on,
+            honest=fusion.honest,
         )
 
     def fused_teachers(self, fusion: FusionEntry) -> list[str]:
         """Return the names of the teachers of a fusion, all by default."""
+        if fusion.strategy.startswith(SINGLE):
+            return [fusion.strategy.removeprefix(SINGLE)]
         return fusion.teachers or [entry.name for entry in self.recipe.teacher]
+
+    def parents(self, fusion: FusionEntry) -> dict[str, str]:
+        """Return the fingerprint of each teacher store that a fusion is made of."""
+        entries = [self.recipe.find("teacher", name) for name in self.fused_teachers(fusion)]
+        return {entry.name: fingerprint(self.teacher_store_config(entry)) for entry in entries}
+
+    def strategy_of(self, fusion: FusionEntry) -> tuple[str, dict[str, Any]]:
+        """Return the strategy of a fusion and its options. Raises StillroomError while "auto" has not been decided."""
+        if fusion.strategy.startswith(SINGLE):
+            return "mean", {}
+        if fusion.strategy != AUTO:
+            return fusion.strategy, fusion.options
+        league = require_manifest(self.league_folder(fusion), "league", make_with="stillroom fuse --auto")
+        return league.details["strategy"], league.details["options"]
+
+    def is_decided(self, fusion: FusionEntry) -> bool:
+        """Whether a fusion's strategy is known: that of "auto" is, once its league is there."""
+        return fusion.strategy != AUTO or self.is_finished(self.league_folder(fusion))
+
+    def is_stored(self, fusion: FusionEntry) -> bool:
+        """Whether a fusion becomes a target store, and it is known which."""
+        return not fusion.is_lazy and self.is_decided(fusion)
+
+    def league_config(self, fusion: FusionEntry) -> dict[str, Any]:
+        """Return what the league of a fusion's teachers is made from."""
+        return {
+            "stage": "league",
+            "version": 1,
+            "fuse": fuse.VERSION,
+            "teachers": [{"name": name, "store": store} for name, store in self.parents(fusion).items()],
+            "calibrate": fusion.calibrate,
+            "calibrate_pool": fusion.calibrate_pool,
+            "entries": {name: [strategy, options] for name, (strategy, options) in ENTRIES.items()},
+        }
+
+    def league_folder(self, fusion: FusionEntry) -> Path:
+        """Return where the league of a fusion's teachers lies."""
+        return artefact_folder(self.root / "leagues", self.recipe.name, self.league_config(fusion))
+
+    def lazy_config(self, fusion: FusionEntry) -> dict[str, Any]:
+        """Return what a student learns from that streams the teachers' own stores."""
+        return {
+            "stage": "lazy",
+            "version": lazy.VERSION,
+            "teachers": [{"name": name, "store": store} for name, store in self.parents(fusion).items()],
+            "plan": self.plan.fingerprint,
+            "strategy": fusion.strategy,
+            "options": asdict(lazy.LAZY[fusion.strategy](**fusion.options)),
+            "calibrate": fusion.calibrate,
+        }
 
     def target_folder(self, fusion: FusionEntry) -> Path:
         """Return where a target store lies."""
@@ -201,6 +281,11 @@ class Workspace:
         """Return a teacher's figures on held-out rows, as its store's manifest holds them."""
         folder = self.teacher_store_folder(self.recipe.find("teacher", name))
         return require_manifest(folder, "teacher store", make_with="stillroom logits").details["scores"]
+
+
+def fold_model_name(teacher: str, fold: int | None) -> str:
+    """Return what a teacher's model without a fold is called: "forest.fold0", of None the teacher itself."""
+    return teacher if fold is None else f"{teacher}.fold{fold}"
 
 
 def _folder(text: str) -> str:

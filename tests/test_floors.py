@@ -14,10 +14,11 @@ FLOORS = {
     1: {"sparse"},
     2: {"views", "metrics", "models", "calibration", "answers", "lineage", "transfer"},
     3: {"datasets", "fusion", "losses"},
-    4: {"train", "store"},
+    4: {"train", "store", "lazy"},
     5: {"teachers", "report", "encoding"},
-    6: {"loader", "dump", "fuse", "budget"},
-    7: {"stages"},
+    6: {"dump", "fuse", "budget"},
+    7: {"loader", "league"},
+    8: {"stages"},
 }
 FLOOR_OF = {noun: floor for floor, nouns in FLOORS.items() for noun in nouns}
 

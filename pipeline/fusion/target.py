@@ -5,6 +5,7 @@ members is under-confident (Rahaman & Thiery 2021, 2007.08792), hence the second
 fitted on log-probabilities that the strategy gave for rows it was not fitted on.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -16,10 +17,12 @@ from torch.nn import functional
 from pipeline.calibration import fit_temperature
 from pipeline.errors import StillroomError, unknown_name
 from pipeline.fusion.base import FusedTargets, Fusion, Outputs, log_softmax, with_fitted
+from pipeline.metrics import classification_metrics
 
 FOLDS = 5
 IMPOSSIBLE = -60.0  # log-probability of what a label rules out: e^-60 weighs nothing and fits any codec
-POOL_TEMPERATURE = "pool_temperature"
+POOL_TEMPERATURE, JUDGED = "pool_temperature", "judged"
+FIGURES = ("accuracy", "brier", "ece", "f1", "nll", "precision", "recall")  # as `judged` is kept
 
 
 def _conditional(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,13 +60,15 @@ def _label_log_probs(log_probs: Tensor, labels: Tensor) -> Tensor:
 class Target:
     """A strategy with what comes after it: the pool's temperature and the correction by labels.
 
-    `correction` acts on rows whose label may be seen; a mixed row has no single one.
+    `correction` acts on rows whose label may be seen; a mixed row has no single one. `judged` are the figures of the
+    uncorrected target on the very rows it was fitted on, each from a fit that left it out.
     """
 
     fusion: Fusion
     calibrate_pool: bool = True
     correction: str = "none"
     pool_temperature: float | None = field(default=None, init=False)
+    judged: Mapping[str, float] = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
         if self.correction not in CORRECTIONS:
@@ -72,14 +77,14 @@ class Target:
     def fit(self, outputs: Outputs) -> Self:
         """Return a copy fitted on rows that no teacher was trained on."""
         fitted = with_fitted(self, fusion=self.fusion.fit(outputs))
-        if not self.calibrate_pool:
-            return fitted
         if self.fusion.is_fitted_on_rows:
             rows, log_probs = cross_fitted(self.fusion, outputs)
             labels = outputs.labels[rows]
         else:
             log_probs, labels = fitted.fusion.fuse(hidden(outputs), temperature=1.0).log_probs, outputs.labels
-        return with_fitted(fitted, pool_temperature=fit_temperature(log_probs, labels))
+        temperature = fit_temperature(log_probs, labels) if self.calibrate_pool else None
+        judged = classification_metrics(log_softmax(log_probs, temperature=temperature or 1.0), labels)
+        return with_fitted(fitted, pool_temperature=temperature, judged=judged)
 
     def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
         """Return the targets of rows as they are stored. Raises: as the strategy does."""
@@ -114,15 +119,17 @@ class Target:
     def state(self) -> dict[str, np.ndarray]:
         """Everything that was fitted, as arrays: with it no fit has to be repeated."""
         arrays = {name: values.numpy() for name, values in self.fusion.state.items()}
+        arrays[JUDGED] = np.array([self.judged[name] for name in FIGURES])
         if self.pool_temperature is not None:
             arrays[POOL_TEMPERATURE] = np.array([self.pool_temperature])
         return arrays
 
-    def restored(self, state: dict[str, np.ndarray]) -> Self:
-        """Return a copy that holds what was fitted before."""
-        own = {name: values for name, values in state.items() if name != POOL_TEMPERATURE}
-        pool = float(state[POOL_TEMPERATURE][0]) if POOL_TEMPERATURE in state else None
-        return with_fitted(self, fusion=self.fusion.with_state(**own), pool_temperature=pool)
+    def restored(self, state: Mapping[str, np.ndarray]) -> Self:
+        """Return a copy that holds what was fitted before. Raises: KeyError, ValueError where that is not it."""
+        own = {name: values for name, values in state.items() if name not in (POOL_TEMPERATURE, JUDGED)}
+        pool = float(state[POOL_TEMPERATURE][0]) if self.calibrate_pool else None
+        judged = dict(zip(FIGURES, map(float, state[JUDGED]), strict=True))
+        return with_fitted(self, fusion=self.fusion.with_state(**own), pool_temperature=pool, judged=judged)
 
 
 def hidden(outputs: Outputs) -> Outputs:

@@ -13,13 +13,16 @@ from pipeline.report.parts import (
     student_part,
     teacher_part,
 )
-from pipeline.report.summary import headline_text, title_of
+from pipeline.report.summary import DISHONEST, headline_text, title_of
+from pipeline.report.teaching import Teaching, teaching_of
 
 __all__ = [
+    "DISHONEST",
     "Cost",
     "Member",
     "Part",
     "Report",
+    "Teaching",
     "facts",
     "fusion_part",
     "headline_text",
@@ -31,5 +34,6 @@ __all__ = [
     "student_answers",
     "student_part",
     "teacher_part",
+    "teaching_of",
     "title_of",
 ]

@@ -13,10 +13,12 @@ import numpy as np
 from pipeline.report import numbers
 from pipeline.report.cases import choose_cases
 from pipeline.report.parts import Cost, Member, Part
-from pipeline.report.summary import BASELINES, Entry, break_even, differences, league
+from pipeline.report.summary import BASELINES, DISHONEST, Entry, break_even, differences, league, strategies
+from pipeline.report.teaching import Choice, Example, Teaching
 
 LARGEST_MATRIX = 16  # members of a matrix or panels of a figure that can still be read
 MOST_CURVES = 6  # students whose learning curves are drawn
+MOST_CLASSES, MOST_TEACHERS = 30, 12  # rows and columns of the table of weights
 MARK = "stillroom-report"
 STAGES = {"teachers": "Train teachers", "logits": "Dump", "fuse": "Fuse", "distill": "Distill"}
 KINDS = {"teacher": "Teachers", "fusion": "Fusions", "baseline": "Baselines", "student": "Students"}
@@ -28,7 +30,8 @@ class Report:
 
     `members` answer on the test rows of `labels` int64 [N]: teachers, fusions, then students and hard labels of one
     seed. `fusion` is that of the first student; `disagreement` maps every fusion to its teachers' divergence on
-    train rows. `pixels` returns uint8 [B, C, H, W] of test positions.
+    train rows. `pixels` and `train_pixels` return uint8 [B, C, H, W] of test positions, and of train positions as
+    view 0 shows them. `strategies` are the details of a league's manifest.
     """
 
     recipe: str
@@ -44,6 +47,9 @@ class Report:
     pixels: Callable[[np.ndarray], np.ndarray]
     costs: Sequence[Cost]
     facts: Mapping[str, Sequence[tuple[str, str]]]
+    teaching: Teaching | None = None
+    train_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    strategies: Mapping[str, Any] | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:
@@ -96,7 +102,9 @@ def _values(report: Report) -> dict[str, Any]:
         "headlines": [difference for difference in found if difference.baseline == "hard_labels"],
         "forwards": sum(row["teacher_forwards"] for row in rows if row["kind"] in ("student", "baseline")),
         "evens": {name: even for name, even in evens.items() if even is not None},
-        "costs": _costs(report.costs),
+        "strategies": strategies(report.strategies) if report.strategies else [],
+        "teaching": _teaching(report),
+        "costs": _costs(report),
         "artefacts": {
             title: names
             for stage, title in STAGES.items()
@@ -133,15 +141,103 @@ def _figures(report: Report, entries: Sequence[Entry], found: Sequence[Any], eve
         made["classes"] = figures.class_recall(members, report.labels, report.classes)
     teachers = [row["name"] for row in report.rows if row["kind"] == "teacher"]
     weights = {
-        row["name"]: {name: row["mean_weights"].get(name, 0.0) for name in [*teachers, *row["mean_weights"]]}
+        _titled(report, row["name"]): {
+            name: row["mean_weights"].get(name, 0.0) for name in [*teachers, *row["mean_weights"]]
+        }
         for row in report.rows
         if row["kind"] == "fusion"
     }
+    for row in report.rows:
+        if row["kind"] == "student" and row.get("teacher_weights"):  # its first seed stands for all
+            weights.setdefault(f"{row['name']}, as it trained", row["teacher_weights"])
     if weights:
-        made["teaching"] = figures.teaching(weights, report.disagreement)
+        made["teaching"] = figures.teaching(
+            weights, {_titled(report, name): values for name, values in report.disagreement.items()}
+        )
     if even is not None:
         made["pay_back"] = figures.pay_back(even)
     return made
+
+
+def _is_honest(report: Report, fusion: str) -> bool:
+    """Whether a fusion was fitted on rows that are no memory of its teachers."""
+    rows = (row for row in report.rows if (row["kind"], row["name"]) == ("fusion", fusion))
+    return bool(next(rows, {}).get("honest", True))
+
+
+def _titled(report: Report, fusion: str) -> str:
+    """Return a fusion's name, marked where it was fitted on train rows."""
+    return fusion if _is_honest(report, fusion) else f"{fusion} ({DISHONEST})"
+
+
+def _answering(report: Report, fusion: str) -> str:
+    """Return what a fusion is called among others that answer."""
+    return f"{fusion} (fusion)" if _is_honest(report, fusion) else f"{fusion} (fusion, {DISHONEST})"
+
+
+def _teaching(report: Report) -> dict[str, Any] | None:
+    """Return what the page says of the fusion in focus: a line a teacher, a line a class, rows with pictures."""
+    found = report.teaching
+    if found is None:
+        return None
+    shown, classes = found.weightiest(MOST_TEACHERS), found.most_disputed(MOST_CLASSES)
+    strongest = max(float(found.weights[np.ix_(shown, classes)].max()), 1e-9)
+    row = next((row for row in report.rows if (row["kind"], row["name"]) == ("fusion", found.fusion)), {})
+    return {
+        "title": _titled(report, found.fusion),
+        "teachers": [
+            {
+                "name": found.teachers[place],
+                "weight": found.mean_weights[place],
+                "leads": found.leads[place],
+                "agreement": row.get("teacher_agreement", {}).get(found.teachers[place]),
+            }
+            for place in shown
+        ],
+        "left_out": len(found.teachers) - len(shown),
+        "classes": [
+            {
+                "name": report.classes[c],
+                "rows": int(found.rows[c]),
+                "disagreement": found.disagreement[c],
+                "weights": [{"value": w, "shade": w / strongest} for w in found.weights[shown, c]],
+            }
+            for c in classes
+        ],
+        "given": int(np.count_nonzero(found.rows)),
+        "corrected": found.corrected,
+        "disagreement": float(np.nansum(found.disagreement * found.rows) / found.rows.sum()),
+        "examples": _examples(report, found, set(shown.tolist())),
+    }
+
+
+def _examples(report: Report, found: Teaching, shown: set[int]) -> list[dict[str, Any]]:
+    if report.train_pixels is None or not found.examples:
+        return []
+    from pipeline.report.figures import picture
+
+    names = {found.teachers[place] for place in shown}
+    pixels = report.train_pixels(np.array([example.position for example in found.examples]))
+    return [
+        {
+            "example": example,
+            "picture": picture(image),
+            "truth": report.classes[example.label] if example.label >= 0 else None,
+            "answers": [_said(report, each, example) for each in example.teachers if each.name in names],
+            "fused": _said(report, example.fused, example) | {"name": _answering(report, found.fusion)},
+        }
+        for example, image in zip(found.examples, pixels, strict=True)
+    ]
+
+
+def _said(report: Report, choice: Choice, example: Example) -> dict[str, Any]:
+    return {
+        "name": choice.name,
+        "says": report.classes[choice.says],
+        "share": f"{choice.probability * 100:.0f} %",
+        "weight": "" if choice.weight is None else f"{choice.weight * 100:.0f} %",
+        "right": None if example.label < 0 else choice.says == example.label,
+    }
 
 
 def _readable(members: Sequence[Member]) -> list[Member]:
@@ -193,7 +289,7 @@ def _cases(report: Report) -> list[dict[str, Any]]:
 def _answer(report: Report, member: Member, position: int) -> dict[str, Any]:
     predicted = int(member.predictions[position])
     return {
-        "name": member.label,
+        "name": _answering(report, member.name) if member.kind == "fusion" else member.label,
         "kind": member.kind,
         "says": report.classes[predicted],
         "share": f"{member.confidence[position] * 100:.0f} %",
@@ -201,14 +297,15 @@ def _answer(report: Report, member: Member, position: int) -> dict[str, Any]:
     }
 
 
-def _costs(costs: Sequence[Cost]) -> list[dict[str, Any]]:
+def _costs(report: Report) -> list[dict[str, Any]]:
     """Return a line a stage and name, and a sum a stage."""
     lines: list[dict[str, Any]] = []
     for stage, title in STAGES.items():
-        own = [cost for cost in costs if cost.stage == stage]
-        names = list(dict.fromkeys(cost.name for cost in own))
-        lines += [_line(title, name, [cost for cost in own if cost.name == name]) for name in names]
-        if len(names) > 1:
+        own = [cost for cost in report.costs if cost.stage == stage]
+        for name in dict.fromkeys(cost.name for cost in own):
+            titled = _titled(report, name) if stage == "fuse" else name
+            lines.append(_line(title, titled, [cost for cost in own if cost.name == name]))
+        if len({cost.name for cost in own}) > 1:
             lines.append(_line(title, "together", own, total=True))
     return lines
 

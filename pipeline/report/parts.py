@@ -96,7 +96,8 @@ def fusion_part(
     row = _row(store, "fusion", name, scores, None, total)
     more = {key: scores[key] for key in ("disagreement", "mean_weights")}
     row |= {"seconds": cost.get("seconds"), "teacher_forwards": 0, "teacher_agreement": scores["agreement"]}
-    return Part(row | more | {"strategy": store.config["strategy"]}, folder)
+    honesty = {} if store.details.get("honest", True) else {"honest": False}
+    return Part(row | more | {"strategy": store.config["strategy"]} | honesty, folder)
 
 
 def student_part(
@@ -115,6 +116,7 @@ def student_part(
         "agreement": scores.get("agreement"),
         "student": entry,
         "fusion": fusion,
+        "teacher_weights": details.get("teacher_weights"),
         "steps": details["steps"],
         "rows": details["rows"],
     }

@@ -14,6 +14,7 @@ from pipeline.metrics import Interval, PairedInterval, mean_interval, paired_int
 from pipeline.report import numbers
 
 BASELINES = {"hard_labels": "hard labels", "best_single": "best single teacher", "uniform_mean": "uniform mean"}
+DISHONEST = "fitted on training rows"
 COMPARED = ("accuracy", "f1", "nll", "ece")
 Row = Mapping[str, Any]
 
@@ -29,8 +30,9 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """How people call it."""
-        return BASELINES.get(self.name, self.name) if self.kind == "baseline" else self.name
+        """How people call it; a fusion that was fitted on train rows says so."""
+        name = BASELINES.get(self.name, self.name) if self.kind == "baseline" else self.name
+        return name if self.rows[0].get("honest", True) else f"{name} ({DISHONEST})"
 
     @property
     def params(self) -> int | None:
@@ -76,6 +78,16 @@ class Difference:
         if accuracy.high < 0:
             return "Distilling made it less accurate."
         return "One seed cannot tell it from chance." if self.seeds == 1 else "These seeds do not tell the two apart."
+
+
+@dataclass(frozen=True)
+class Strategy:
+    """A strategy in the league of all: its figures by split, or the `fault` that kept it out."""
+
+    name: str
+    is_winner: bool
+    scores: Mapping[str, Mapping[str, float]]
+    fault: str
 
 
 @dataclass(frozen=True)
@@ -147,6 +159,14 @@ def break_even(rows: Sequence[Row], student: str) -> BreakEven | None:
     shown = sum(run["rows"] for run in runs) / len(runs)
     a_row = sum(row["forward_seconds"] / row["teacher_forwards"] for row in teachers)
     return BreakEven(sum(row["dump_seconds"] for row in teachers) + fusion["seconds"], shown * a_row, shown)
+
+
+def strategies(league: Mapping[str, Any]) -> list[Strategy]:
+    """Return the strategies of a league's manifest by NLL on calibration rows, those with a fault last."""
+    found = [
+        Strategy(row["name"], row["name"] == league["name"], row["scores"], row["fault"]) for row in league["rows"]
+    ]
+    return sorted(found, key=lambda each: math.inf if each.fault else each.scores["calibration"]["nll"])
 
 
 def headline_text(rows: Sequence[Row]) -> str:

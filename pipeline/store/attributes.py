@@ -7,15 +7,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import read_file
 from pipeline.store.codecs import parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
 from pipeline.store.describe import MAX_METADATA_BYTES
-from pipeline.store.fields import field_specs
+from pipeline.store.fields import field_specs, fold_specs, splits_with_features
 from pipeline.store.layout import ROW_ARRAYS, ArraySpec, Layout
 from pipeline.store.writer import FORMAT, ROOT, attributes_seal
-from pipeline.views import UNLABELLED, ViewPlan
+from pipeline.views import OUT_OF_FOLD, UNLABELLED, ViewPlan, out_of_fold
 
 
 def read_attributes(folder: Path) -> Mapping[str, Any]:
@@ -64,7 +66,7 @@ def _kind_specs(kind: str, attributes: Mapping[str, Any], layout: Layout) -> dic
     codec = parse_codec(attributes["codec"], "codec")
     if kind == "teacher store":
         specs = field_specs("logits", codec, (len(classes),), splits)
-        return specs | _feature_specs(attributes.get("features", {}))
+        return specs | _feature_specs(attributes.get("features", {}), layout) | fold_specs(splits)
     specs = {"weights": ArraySpec((len(_texts(attributes["teachers"])),), "float16")}
     for temperature in _temperatures(attributes["temperatures"]):
         specs |= field_specs(f"log_probs/t{temperature:.12g}", codec, (len(classes),), splits)
@@ -72,14 +74,14 @@ def _kind_specs(kind: str, attributes: Mapping[str, Any], layout: Layout) -> dic
     return specs | ({"corrected": ArraySpec((), "float16")} if "fitted" in attributes else {})  # older ones have none
 
 
-def _feature_specs(features: Mapping[str, Any]) -> dict[str, ArraySpec]:
-    specs = {}
+def _feature_specs(features: Mapping[str, Any], layout: Layout) -> dict[str, ArraySpec]:
+    specs, kept = {}, splits_with_features(tuple(layout.splits))
     for layer, said in features.items():
         codec, width = parse_feature_codec(said["codec"], layer), said["width"]
         if type(width) is not int or not 0 < width < 2**31 or said["arrays"] != sorted(codec.shapes(width)):
             raise ValueError(f"features of {layer!r}")
         part = codec.part(width)
-        specs[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle)
+        specs[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle, splits=kept)
     return specs
 
 
@@ -118,3 +120,7 @@ def check_plan(plan: ViewPlan, layout: Layout, num_classes: int) -> None:
             raise ValueError(f"{plan.views(name)} views of {name} where the store has {layout.splits[name][0]}")
         if split.ids.min() < 0 or split.labels.min() < UNLABELLED or split.labels.max() >= num_classes:
             raise ValueError(f"ids or labels of {name} that cannot be")
+    if OUT_OF_FOLD in plan.splits:
+        found, wanted = plan.splits[OUT_OF_FOLD], out_of_fold(plan.splits["train"])
+        if not np.array_equal(found.ids, wanted.ids) or not np.array_equal(found.labels, wanted.labels):
+            raise ValueError("rows out of fold that are not its labelled train rows")

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from pipeline.store.codecs import CODECS, Codec
 from pipeline.store.layout import ArraySpec
-from pipeline.views import RowKeys
+from pipeline.views import OUT_OF_FOLD, RowKeys
+
+FOLD = "fold"  # of rows out of fold: which fold model answered
 
 
 def field_array(field: str, part: str) -> str:
@@ -35,6 +37,16 @@ def field_specs(field: str, codec: Codec, shape: tuple[int, ...], splits: tuple[
         return specs(codec, None)
     held_out = tuple(split for split in splits if split != "train")
     return {**specs(codec, ("train",)), **specs(held_out_codec(codec), held_out)}
+
+
+def splits_with_features(splits: tuple[str, ...]) -> tuple[str, ...] | None:
+    """Return the splits that a teacher's features are kept in, None for all: fold models have features of their own."""
+    return tuple(split for split in splits if split != OUT_OF_FOLD) if OUT_OF_FOLD in splits else None
+
+
+def fold_specs(splits: tuple[str, ...]) -> dict[str, ArraySpec]:
+    """Return the array that says which fold model answered, where rows out of fold are kept."""
+    return {FOLD: ArraySpec((), "uint8", per_view=False, splits=(OUT_OF_FOLD,))} if OUT_OF_FOLD in splits else {}
 
 
 def encode_field(field: str, codec: Codec, logits: Tensor, rows: RowKeys) -> dict[str, Tensor]:

@@ -251,6 +251,11 @@ class TeacherStore(Store):
                 f"{self.folder}: found features of {list(self.feature_layers)}; expected {layer!r}; add it to "
                 f"logits.features and run 'stillroom logits'"
             )
+        if f"features/{layer}" not in self.layout.arrays_in(block.split):
+            raise StillroomError(
+                f"{self.folder}: found no features of rows {block.split}, which other models answered on; expected "
+                f"another split; fit on calibration rows"
+            )
         return self._fitted_codec(layer).decode(torch.from_numpy(self.read_block(block, f"features/{layer}")))
 
     def _fitted_codec(self, layer: str) -> Fitted:

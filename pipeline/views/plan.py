@@ -19,6 +19,7 @@ from pipeline.views.specs import spec_of
 from pipeline.views.transforms import Mix, Transform
 
 UNLABELLED = -1
+OUT_OF_FOLD = "out_of_fold"  # a split that follows from train: the rows that fold models answer on
 
 
 @dataclass(frozen=True, eq=False)
@@ -145,12 +146,13 @@ class ViewPlan:
 
     @cached_property
     def config(self) -> dict[str, Any]:
-        """The plan as JSON: what its fingerprint is taken of."""
+        """The plan as JSON: what its fingerprint is taken of. Rows out of fold follow from it and are no part of it."""
         return {
             "dataset": self.dataset,
             "splits": {
                 name: {"count": len(split), "ids": _digest(split.ids), "labels": _digest(split.labels)}
                 for name, split in self.splits.items()
+                if name != OUT_OF_FOLD
             },
             "views": self.count,
             "transforms": [spec_of(transform) for transform in self.transforms],

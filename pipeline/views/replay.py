@@ -1,14 +1,15 @@
 """Replay: the pixels of any row, made again from the plan, and a digest that proves it is the same row."""
 
+import copy
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, Self
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.sparse import SparseTargets
-from pipeline.views.plan import ViewPlan
+from pipeline.views.plan import UNLABELLED, ViewPlan
 from pipeline.views.transforms import as_float
 
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
@@ -37,7 +38,8 @@ class Batch:
 
     `inputs` float32 [B, C, H, W]; `labels`, `partner_labels` int64 [B]; `mix` float32 [B], the share of the row's
     own label; `positions` int64 [B] within the split; `target_log_probs` [B, ..., C], or
-    those of some classes a row, when a target store is joined.
+    those of some classes a row, when a target store is joined; `teacher_logits` float32 [T, B, ..., C] when the
+    teachers' own stores are.
     """
 
     inputs: Tensor
@@ -47,6 +49,7 @@ class Batch:
     positions: np.ndarray
     view: int
     target_log_probs: Tensor | SparseTargets | None = None
+    teacher_logits: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -61,6 +64,17 @@ class Replayer:
         self._mean = torch.tensor(plan.mean, device=self.device).view(shape)
         self._std = torch.tensor(plan.std, device=self.device).view(shape)
         self._labels = {name: torch.from_numpy(split.labels) for name, split in plan.splits.items()}
+
+    def showing(self, labels: np.ndarray) -> Self:
+        """Return a replayer of the same rows with other train labels: int64 [N], -1 where a learner may not see one."""
+        other = copy.copy(self)
+        other._labels = {**self._labels, "train": torch.from_numpy(labels)}
+        return other
+
+    @property
+    def labelled(self) -> np.ndarray:
+        """Positions of the train rows whose label it shows: int64 [<= N]."""
+        return np.flatnonzero(self._labels["train"].numpy() != UNLABELLED)
 
     def batch(self, split: str, view: int, positions: np.ndarray) -> Batch:
         """Return rows: int64 positions [B] within the split -> Batch, whatever their order or number."""

@@ -16,9 +16,10 @@ from toys import SHAPE, make_dataset, make_plan, make_teacher
 from pipeline.answers import Answers, check_answers
 from pipeline.errors import StillroomError
 from pipeline.models import build_model
+from pipeline.models.estimators import load_sklearn
 from pipeline.models.weights import load_weights
 from pipeline.teachers import SklearnTeacher, TorchTeacher, fit_sklearn, fit_torch
-from pipeline.teachers.sklearn import ESTIMATOR, PROBABILITY_FLOOR, load_sklearn
+from pipeline.teachers.sklearn import ESTIMATOR, PROBABILITY_FLOOR
 from pipeline.teachers.torch import WEIGHTS
 from pipeline.train import Schedule, predict, seeded
 from pipeline.views import Replayer, ViewLoader
