@@ -8,7 +8,7 @@ SETS := $(foreach word,$(SET),--set '$(word)')
 STAGES := data teachers logits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-gpu verify status report fuse distill clean $(STAGES)
+.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion verify status report fuse distill clean $(STAGES)
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -70,6 +70,12 @@ $(PEERS)/.done: | setup
 	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/stillroom.pth"
 	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check litdata mosaicml-streaming lmdb
 	touch $@
+
+bench-fuse: setup ## The same for fusing; memory for a million rows of a thousand classes.
+	@$(VENV)/bin/python -m tests.bench.fusing
+
+table-fusion: setup ## The table of fusions: one student each, whole teachers and a broken one; resumable.
+	@$(VENV)/bin/python -m tests.bench.table_fusion
 
 bench-gpu: setup ## The same for a dump on a GPU.
 	@$(VENV)/bin/python -m tests.bench.gpu

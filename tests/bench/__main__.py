@@ -84,7 +84,7 @@ def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
 
     stores = [open_teacher(ws.teacher_store_folder(teacher)) for teacher in ws.recipe.teacher]
     models = [teachers.load(ws, teacher, layers=[]) for teacher in ws.recipe.teacher]
-    fitted = target_of(fusion).fit(fitting_rows(stores, fusion.calibrate))
+    fitted = target_of(ws, fusion).fit(fitting_rows(stores, fusion.calibrate))
 
     def online(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:

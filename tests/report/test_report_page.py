@@ -24,7 +24,15 @@ def test_the_page_needs_nothing_but_itself(make_report: MakeReport) -> None:
 def test_the_page_has_all_its_sections(make_report: MakeReport) -> None:
     page = render(make_report())
     titles = re.findall("<h2>(.*?)</h2>", page)
-    wanted = ["League", "Learning", "Who taught what", "Agreement", "Reliability", "Test rows worth a look", "Costs"]
+    wanted = [
+        "League",
+        "Learning",
+        "Which teacher taught what",
+        "Agreement",
+        "Reliability",
+        "Test rows worth a look",
+        "Costs",
+    ]
     assert titles == [*wanted, "Provenance"]
     assert "+15.00 points" in page
     assert "break-even at 0.22" in page

@@ -5,13 +5,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from rich.console import Console
 
 from pipeline import report as reports
 from pipeline.errors import CorruptBlockError, StillroomError
-from pipeline.lineage import MANIFEST
+from pipeline.lineage import MANIFEST, Manifest
 from stages import distill, report
+from stages.league import LEAGUE
 from stages.load import load_recipe
 from stages.workspace import Workspace
 
@@ -41,6 +43,7 @@ width = 8
 epochs = 2
 seeds = [0, 1]
 """
+SPLITS = ("calibration", "test")
 ROWS = 2 + 1 + 2 * 4  # teachers, fusion, student and three baselines of two seeds
 
 
@@ -95,6 +98,31 @@ def test_without_one_teacher_store_the_rest_is_reported(finished: Path) -> None:
     assert [row["name"] for row in json.loads((folder / "results.json").read_text())["rows"]] == ["forest"]
     page = (folder / "index.html").read_text()
     assert all(text in page for text in ("teacher net", "fusion mean", "baselines of small"))
+
+
+def test_a_league_is_shown_where_there_is_one(finished: Path) -> None:
+    ws = open_workspace(finished, "name=placed", "student=[]")
+    report.run(ws)
+    path = finished / "data" / "reports" / "placed" / "index.html"
+    without = path.read_text()
+    assert "Strategies of fusion" not in without
+    assert without.count('alt="train row') == 4
+    scores = {"accuracy": 0.5, "nll": 0.6875, "ece": 0.1, "weight_entropy": 0.1}
+    row = {"name": "vote", "strategy": "vote", "options": {}, "fault": "", "scores": dict.fromkeys(SPLITS, scores)}
+    details = {"name": "vote", "strategy": "vote", "options": {}, "rows": [row]}
+    Manifest("league", "placed", ws.league_config(LEAGUE), details=details).write(ws.league_folder(LEAGUE))
+    report.run(open_workspace(finished, "name=placed", "student=[]"))
+    assert "vote (winner)</td><td>50.00</td><td>0.6875</td>" in path.read_text()
+
+
+def test_examples_show_train_rows_as_the_teachers_saw_them(finished: Path) -> None:
+    ws = open_workspace(finished)
+    rows = np.array([3, 0, 7])
+    transformed = ws.replayer.batch("train", 0, rows).inputs
+    shown = torch.from_numpy(report._as_shown(ws, rows)).float() / 255
+    mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (ws.plan.mean, ws.plan.std))
+    torch.testing.assert_close((shown - mean) / std, transformed, atol=1e-4, rtol=0)  # no transforms: exact pixels
+    np.testing.assert_array_equal(report._as_shown(ws, rows), ws.dataset.read(ws.plan.splits["train"].ids[rows]))
 
 
 def test_nothing_at_all_is_a_clear_error_and_fetches_nothing(finished: Path) -> None:
