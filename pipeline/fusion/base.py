@@ -146,7 +146,7 @@ class Fusion:
         return found
 
 
-def name_of(strategy: Fusion) -> str:
+def name_of(strategy: object) -> str:
     """Return a strategy's name in FUSIONS: "linear_pool" for LinearPool."""
     name = type(strategy).__name__
     return "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in name).removeprefix("_")

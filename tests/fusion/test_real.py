@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.real import REAL_FUSIONS, FusedReals, RealFusion, non_negative_least_squares
+from pipeline.fusion.real import REAL_FUSIONS, FusedReals, RealFusion
+from pipeline.fusion.real.fit import non_negative_least_squares
 
 OPTIONS: dict[str, list[dict[str, Any]]] = {
     "weighted": [{}, {"tau": 1.0}],
