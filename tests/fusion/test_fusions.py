@@ -269,3 +269,19 @@ def test_fitting_leaves_the_strategy_as_it_was() -> None:
 def test_a_wrong_option_is_named_at_once() -> None:
     with pytest.raises(StillroomError, match=r"unknown of 'probabilites'; .*did you mean 'probabilities'\?"):
         Mean(of="probabilites")
+
+
+def test_squared_distance_to_every_teachers_logits_pulls_as_that_to_their_mean() -> None:
+    """Up to a constant a row, which no softmax sees: both sides are centred."""
+    logits = teachers(3, 20, 10)
+    fused = Mean(of="logits").fuse(rows_of(logits), temperature=1.0).log_probs
+    student = teachers(1, 20, 10, seed=2)[0].requires_grad_()
+
+    def apart(target: Tensor) -> Tensor:
+        own, other = (z - z.mean(-1, keepdim=True) for z in (student, target))
+        return (own - other).square().sum()
+
+    (from_teachers,) = torch.autograd.grad(sum(apart(z) for z in logits) / 3, student)
+    (from_mean,) = torch.autograd.grad(apart(fused), student)
+    torch.testing.assert_close(from_mean, from_teachers, atol=2e-5, rtol=0)
+    assert from_mean.abs().mean() > 0.1
