@@ -48,8 +48,8 @@ format: setup ## Mend style.
 	$(VENV)/bin/ruff check --fix .
 	$(VENV)/bin/ruff format .
 
-test: setup ## Run the tests on both cores.
-	$(VENV)/bin/python -m pytest -n 2
+test: setup ## Run the tests on both cores, one thread each: two threads each would wait for one another.
+	OMP_NUM_THREADS=1 OPENBLAS_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2
 
 test-slow: setup ## Run the tests that take minutes.
 	$(VENV)/bin/python -m pytest -m slow

@@ -7,10 +7,11 @@ does that of a matrix product. So nothing that `fuse` calls but elementwise oper
 `sum_classes` and `sum_teachers`. What `fit` calls may be anything: its result is kept in the store.
 """
 
+import contextlib
 import copy
 import functools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
@@ -296,6 +297,22 @@ def softmax_teachers(scores: Tensor) -> Tensor:
     """Return softmax over the teachers' scores: `[T, ...] -> [..., T]`."""
     exps = (scores - scores.amax(dim=0)).exp()
     return (exps / sum_teachers(exps)).movedim(0, -1)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch and BLAS use one thread: sums come out the same whatever machine adds them, and the small problems of
+    fitting lose thirty times their time where threads wait for each other on cores that others use.
+    """
+    from threadpoolctl import threadpool_limits  # here, for it looks through every loaded library
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with threadpool_limits(limits=1):
+            yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def with_fitted[F](strategy: F, **found: object) -> F:

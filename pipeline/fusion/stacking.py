@@ -16,7 +16,16 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, disagreement, log_softmax, soften, uniform_weights
+from pipeline.fusion.base import (
+    FusedTargets,
+    Fusion,
+    Outputs,
+    disagreement,
+    log_softmax,
+    one_thread,
+    soften,
+    uniform_weights,
+)
 
 WHERE = "fusion 'stacking'"
 LOGISTIC = "sklearn.linear_model:LogisticRegression"
@@ -156,6 +165,7 @@ def predict(estimator: Any, inputs: np.ndarray, num_classes: int) -> Tensor:
     for start in range(0, len(inputs), size):
         some = inputs[start : start + size]
         padded = np.concatenate([some, np.zeros((size - len(some), inputs.shape[1]))])
-        known = estimator.predict_proba(padded)[: len(some)]
+        with one_thread():
+            known = estimator.predict_proba(padded)[: len(some)]
         probs[start : start + size, classes] += (1 - SHARED) * known
     return torch.from_numpy(probs).float()

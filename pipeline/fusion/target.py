@@ -16,7 +16,7 @@ from torch.nn import functional
 
 from pipeline.calibration import fit_temperature
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, log_softmax, with_fitted
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, log_softmax, one_thread, with_fitted
 from pipeline.metrics import classification_metrics
 
 FOLDS = 5
@@ -75,7 +75,11 @@ class Target:
             raise unknown_name("fusion", "correction", str(self.correction), CORRECTIONS)
 
     def fit(self, outputs: Outputs) -> Self:
-        """Return a copy fitted on rows that no teacher was trained on."""
+        """Return a copy fitted on rows that no teacher was trained on; on one thread (see `one_thread`)."""
+        with one_thread():
+            return self._fit(outputs)
+
+    def _fit(self, outputs: Outputs) -> Self:
         fitted = with_fitted(self, fusion=self.fusion.fit(outputs))
         if self.fusion.is_fitted_on_rows:
             rows, log_probs = cross_fitted(self.fusion, outputs)
