@@ -10,8 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.errors import StillroomError
-from pipeline.fuse import blocks_of_outputs, fitting_rows, score_targets
+from pipeline.fuse import score_targets
 from pipeline.fusion import FUSIONS, Target
+from pipeline.joined import blocks_of_outputs, fitting_rows
 from pipeline.store import TeacherStore
 
 # Every strategy with the options worth comparing; others are tried by adding them to a recipe.

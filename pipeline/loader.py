@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StaleStoreError, StillroomError
-from pipeline.fuse import calibrated, check_together
+from pipeline.joined import calibrated, check_together
 from pipeline.sparse import SparseTargets
 from pipeline.store import Store, TargetStore, TeacherStore
 from pipeline.views import Batch, Replayer, ViewLoader, ViewPlan, imported_code

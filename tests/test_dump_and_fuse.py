@@ -23,7 +23,7 @@ from toys import (
     teacher_writer,
 )
 
-from pipeline import dump, fuse
+from pipeline import dump, fuse, joined
 from pipeline.answers import Answers
 from pipeline.calibration import fit_temperature
 from pipeline.errors import StaleStoreError, StillroomError
@@ -314,7 +314,7 @@ def test_a_step_from_the_store_is_the_step_with_the_teachers_in_the_loop(
 ):
     targets = fuse_store(tmp_path / "t", stores.teachers, strategy=strategy)
     own = [store.manifest.details["temperature"] for store in stores.teachers]
-    fitted = Target(FUSIONS[strategy]()).fit(fuse.fitting_rows(stores.teachers, calibrate=True))
+    fitted = Target(FUSIONS[strategy]()).fit(joined.fitting_rows(stores.teachers, calibrate=True))
     student = seeded(lambda: build_model("mlp", num_classes=3, in_shape=SHAPE, depth=0), 7)
     torch.nn.init.normal_(student.classifier.weight, std=0.2, generator=torch.Generator().manual_seed(1))
     teachers = [make_teacher(seed) for seed in range(2)]

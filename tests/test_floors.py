@@ -15,7 +15,7 @@ FLOORS = {
     2: {"views", "metrics", "models", "calibration", "answers", "lineage", "transfer"},
     3: {"datasets", "fusion", "losses"},
     4: {"train", "store", "lazy"},
-    5: {"teachers", "report", "encoding"},
+    5: {"teachers", "report", "encoding", "joined"},
     6: {"dump", "fuse", "budget"},
     7: {"loader", "league"},
     8: {"stages"},

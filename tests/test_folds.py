@@ -26,7 +26,7 @@ from toys import (
     teacher_writer,
 )
 
-from pipeline import dump, fuse
+from pipeline import dump, fuse, joined
 from pipeline.calibration import fit_temperature
 from pipeline.encoding import choose_encoding
 from pipeline.errors import CorruptBlockError, StaleStoreError, StillroomError
@@ -433,7 +433,7 @@ def test_the_memorising_teacher_gets_its_weight_from_train_rows_alone(targets):
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_fitting_rows_are_the_rows_asked_for(stores, replayer, fit_on, calibrate):
     plan, teachers = replayer.plan, list(stores.values())
-    rows = fuse.fitting_rows(teachers, calibrate, fit_on=fit_on)
+    rows = joined.fitting_rows(teachers, calibrate, fit_on=fit_on)
     split = plan.splits[fit_on]
     places = [place for place in range(len(split)) if split.labels[place] >= 0]
     assert len(places) == {"calibration": 27, "out_of_fold": 100, "train": 100}[fit_on]
@@ -445,13 +445,13 @@ def test_fitting_rows_are_the_rows_asked_for(stores, replayer, fit_on, calibrate
 
 
 def test_very_many_rows_are_thinned_evenly(stores, monkeypatch):
-    monkeypatch.setattr(fuse, "FITTED_VALUES", 2 * 3 * 40)
+    monkeypatch.setattr(joined, "FITTED_VALUES", 2 * 3 * 40)
     teachers = list(stores.values())
     whole = {on: teachers[0].plan().splits[on] for on in fuse.FIT_ON}
     for on, split in whole.items():
         ids = split.ids[split.labelled] if on == "train" else split.ids
         step = -(-len(ids) // 40)
-        assert fuse.fitting_rows(teachers, True, fit_on=on).keys.ids.tolist() == ids[::step].tolist()
+        assert joined.fitting_rows(teachers, True, fit_on=on).keys.ids.tolist() == ids[::step].tolist()
 
 
 def test_a_target_store_has_no_rows_out_of_fold_and_says_what_it_was_fitted_on(targets):
@@ -523,7 +523,7 @@ def test_a_plan_whose_every_view_is_mixed_has_no_train_rows_to_fit_on(tmp_path):
     replayer = Replayer(make_plan(dataset, count=1), dataset)
     store = dump_store(tmp_path / "s", replayer)
     with pytest.raises(StillroomError, match="found every view of train mixed; expected one"):
-        fuse.fitting_rows([store], True, fit_on="train")
+        joined.fitting_rows([store], True, fit_on="train")
 
 
 def test_rows_out_of_fold_of_two_stores_are_the_same_rows(stores, replayer, fold_of, tmp_path, monkeypatch):
@@ -533,4 +533,4 @@ def test_rows_out_of_fold_of_two_stores_are_the_same_rows(stores, replayer, fold
     with pytest.raises(
         StaleStoreError, match=r"row_digest of out_of_fold view 0 rows .* differ from those of 'memory'"
     ):
-        fuse.fitting_rows([stores["memory"], open_teacher(tmp_path / "s")], True, fit_on="out_of_fold")
+        joined.fitting_rows([stores["memory"], open_teacher(tmp_path / "s")], True, fit_on="out_of_fold")

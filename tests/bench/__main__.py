@@ -16,8 +16,8 @@ from rich.console import Console
 
 from pipeline import dump
 from pipeline.encoding import choose_encoding
-from pipeline.fuse import fitting_rows
 from pipeline.fusion import Outputs
+from pipeline.joined import fitting_rows
 from pipeline.loader import TargetLoader
 from pipeline.losses import distillation_loss
 from pipeline.models import build_model

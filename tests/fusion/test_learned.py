@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 from toys import CLASSES, SHAPE, fuse_store, make_encoding, make_teacher, teacher_writer
 
-from pipeline import dump, fuse
+from pipeline import dump, joined
 from pipeline.errors import StillroomError
 from pipeline.fusion import Gated, Mean, Meta, Network, Outputs, Target
 from pipeline.fusion.base import soften
@@ -417,13 +417,13 @@ def plain_store(replayer, tmp_path_factory):
 def test_a_store_without_the_layer_is_fused_beside_one_that_has_it(stores, plain_store, tmp_path, strategy):
     teachers = [stores.teachers[0], plain_store]
     assert fuse_store(tmp_path / "t", teachers, strategy=strategy).teachers == ("a", "c")
-    rows = fuse.fitting_rows(teachers, calibrate=True, layers=["penultimate"])
+    rows = joined.fitting_rows(teachers, calibrate=True, layers=["penultimate"])
     assert [each.shape for each in rows.features["penultimate"]] == [(len(rows), 8), (len(rows), 0)]
     assert rows.num_classes == len(CLASSES)
 
 
 def test_a_layer_that_no_store_has_is_told(stores, plain_store):
     with pytest.raises(StillroomError, match=r"found features of \[\]; expected 'penultimate'; add it to"):
-        fuse.fitting_rows([plain_store], calibrate=True, layers=["penultimate"])
+        joined.fitting_rows([plain_store], calibrate=True, layers=["penultimate"])
     with pytest.raises(StillroomError, match=r"found features of \['penultimate'\]; expected 'body.3'; add it to"):
-        fuse.fitting_rows(stores.teachers, calibrate=True, layers=["body.3"])
+        joined.fitting_rows(stores.teachers, calibrate=True, layers=["body.3"])
