@@ -217,7 +217,7 @@ def test_without_a_label_in_sight_meta_online_stops_before_training(home: Path) 
     ("overrides", "told"),
     [
         (["fusion.agree.target=store"], r"fusion\.agree\.target: found 'store'; expected 'lazy', for 'aekd' needs the"),
-        (["fusion.mean.target=lazy"], r"fusion\.mean\.target: found 'lazy' with strategy 'mean'; expected 'store'"),
+        (["fusion.mean.target=lazy"], r"fusion\.mean\.target: found 'lazy' with strategy 'linear_pool'; expected"),
         (["fusion.agree.codec=fp32"], r"fusion\.agree\.codec: found 'fp32' with strategy 'aekd'; expected none"),
         (["fusion.agree.correction=soft"], r"fusion\.agree\.correction: found 'soft' with strategy 'aekd'; expected"),
         (["fusion.agree.calibrate_pool=false"], r"fusion\.agree\.calibrate_pool: found False with strategy 'aekd'"),

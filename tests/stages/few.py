@@ -38,6 +38,7 @@ name = "weighted"
 strategy = "weighted"
 [[fusion]]
 name = "mean"
+strategy = "mean"
 temperatures = [1.0, 2.0]
 [[student]]
 name = "tiny"

@@ -71,7 +71,7 @@ def test_commented_recipe_shows_every_key():
         ("width = 8", "epochs = 0", r"teacher\.a\.epochs: found 0; expected: Input should be greater than 0"),
         ('name = "mean"', 'name = "mean"\nstrategy = "maen"', r"fusion\.mean\.strategy: unknown strategy 'maen'.*'mean'"),
         ('name = "mean"', 'name = "mean"\noff = "x"', r"fusion\.mean: unknown key 'off'"),
-        ('name = "mean"', 'name = "mean"\nof = "probs"', r"fusion\.mean: .*'probs'"),
+        ('name = "mean"', 'name = "mean"\nstrategy = "mean"\nof = "probs"', r"fusion\.mean: .*'probs'"),
         ('name = "mean"', 'name = "mean"\nteachers = ["b"]', r"fusion\.mean\.teachers: unknown teacher 'b'"),
         ('name = "mean"', 'name = "mean"\ncodec = "fp17"', r"fusion\.mean\.codec: unknown codec 'fp17'.*'fp16'"),
         ('name = "s"', 'name = "s"\nfusion = "men"', r"student\.s\.fusion: unknown fusion 'men'.*'mean'"),
