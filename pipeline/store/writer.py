@@ -363,7 +363,7 @@ def _remove(path: Path) -> None:
     """Remove a file, a link but not what it leads to, a pipe, or a folder."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
-    else:
+    elif os.path.lexists(path):  # most often there is nothing
         path.unlink(missing_ok=True)
 
 
