@@ -176,7 +176,7 @@ def _small_and_quick() -> Iterator[None]:
         small_blocks(patch, 8)
         lay_out_once(patch)
         patch.setattr(dump, "scores", lambda logits, labels, temperature: {})
-        patch.setattr(fuse, "_scores", lambda *args: {})
+        patch.setattr(fuse, "score_targets", lambda *args: {})
         yield
 
 
@@ -267,6 +267,10 @@ FUSED: Fused = {
     "options": {},
     "temperatures": (1.0, 4.0),
     "calibrate": True,
+    "calibrate_pool": True,
+    "correction": "none",
+    "fit_on": "calibration",
+    "honest": True,
     "codec": "fp16",
     "max_kl": 1e-3,
 }
@@ -274,6 +278,9 @@ FUSIONS_CHANGED: dict[str, tuple[Fused, Fused, str]] = {
     "the temperatures": ({}, {"temperatures": (1.0, 2.0)}, "temperatures"),
     "one temperature more": ({}, {"temperatures": (1.0, 2.0, 4.0)}, "temperatures"),
     "calibrate": ({}, {"calibrate": False}, "calibrate"),
+    "calibrate_pool": ({}, {"calibrate_pool": False}, "calibrate_pool"),
+    "the correction": ({}, {"correction": "swap"}, "correction"),
+    "what it is fitted on": ({}, {"fit_on": "train", "honest": False}, "fit_on"),
     "the strategy": ({}, {"strategy": "vote"}, "strategy"),
     "a strategy's option": (
         {"strategy": "weighted"},
@@ -305,7 +312,8 @@ def fuse_into(folder: Path, **changes: Any) -> Filled:
     """Fuse into a folder what lies beside it."""
     asks = {**FUSED, **changes}
     stores = [teacher_store(folder.parent, name, asks["rows"]) for name in asks["teachers"]]
-    named = ("strategy", "options", "temperatures", "calibrate", "calibrate_pool", "correction", "codec", "max_kl")
+    calibration = ("calibrate", "calibrate_pool", "correction", "fit_on", "honest")
+    named = ("strategy", "options", "temperatures", *calibration, "codec", "max_kl")
     parents, plan = {store.name: store.fingerprint for store in stores}, stores[0].plan()
     config = fuse.target_store_config(parents, plan.fingerprint, **{key: asks[key] for key in named})
     target = Target(FUSIONS[asks["strategy"]](**asks["options"]), asks["calibrate_pool"], asks["correction"])

@@ -176,7 +176,9 @@ def test_random_draws_of_teachers_go_only_where_they_stay_unbiased(home):
         home,
         'logits.codec="sampled"',
         "fusion.weighted.calibrate=false",
+        "fusion.weighted.calibrate_pool=false",
         "fusion.mean.calibrate=false",
+        "fusion.mean.calibrate_pool=false",
         "fusion.mean.temperatures=[1.0]",
         "student.other.loss.temperature=1.0",
     )
