@@ -47,7 +47,7 @@ from pipeline.store.records import RECORDS
 from pipeline.views import OUT_OF_FOLD, RowKeys
 
 MEASURED_ROWS = 256  # of each block: enough for the codec's error
-FUSED_TOGETHER = 1 << 18  # logits of all teachers: what is computed with them stays in the cache
+FUSED_TOGETHER = 1 << 19  # logits of all teachers: what is computed with them stays in the cache
 CODEC_ROWS = 4096  # that a codec is chosen on
 FITTED = "fitted/fusion"  # where a store keeps what was fitted
 VERSION = 3  # of what fusing writes for the same stores and strategy

@@ -28,8 +28,7 @@ from tests.bench.store_growth import peak_memory
 from tests.bench.store_write import without_fsync
 
 CLASSES, TEACHERS = 1000, 3
-ROWS, MANY = 1 << 16, 1_280_000
-HELD_OUT = 4096
+ROWS, MANY = 1 << 15, 1_280_000
 CLOSED = {
     "mean": {},
     "mean of logits": {"of": "logits"},
@@ -40,11 +39,11 @@ CLOSED = {
 }
 
 
-def make_plan(rows: int) -> ViewPlan:
-    """Return the plan of so many train rows in one view; every hundredth shows its label."""
-    labels = np.arange(rows + 2 * HELD_OUT) % CLASSES
-    test = np.arange(rows + HELD_OUT, rows + 2 * HELD_OUT)
-    share = HELD_OUT / (rows + HELD_OUT)
+def make_plan(rows: int, held_out: int) -> ViewPlan:
+    """Return the plan of so many train rows in one view, and as many others for calibration as for the test."""
+    labels = np.arange(rows + 2 * held_out) % CLASSES
+    test = np.arange(rows + held_out, rows + 2 * held_out)
+    share = held_out / (rows + held_out)
     splits = make_splits(labels, test, calibration=share, test=0.1, labelled=rows // 100, seed=0)
     return ViewPlan("bench", splits, 1, (), None, 0, (0.5,), (0.25,))
 
@@ -116,7 +115,7 @@ def copied(folder: Path, teachers: Sequence[TeacherStore]) -> None:
 
 def report(scratch: Path) -> None:
     """Print fusing ÷ copying the same stores, for the closed forms."""
-    plan = make_plan(ROWS)
+    plan = make_plan(ROWS, 1024)
     teachers = [make_teacher(scratch / f"teacher-{n}", f"teacher-{n}", plan, n) for n in range(TEACHERS)]
     print(f"\nfusing {TEACHERS} stores of {ROWS:,} rows and {CLASSES} classes ÷ copying them")
 
@@ -137,7 +136,7 @@ def report(scratch: Path) -> None:
 
 def report_memory(scratch: Path) -> None:
     """Print the peak memory of fusing a million rows."""
-    plan = make_plan(MANY)
+    plan = make_plan(MANY, 50_000)
     folders = [scratch / f"teacher-{n}" for n in range(TEACHERS)]
     for number, folder in enumerate(folders):
         make_teacher(folder, folder.name, plan, number)
