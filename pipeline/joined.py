@@ -13,7 +13,8 @@ from pipeline.views import OUT_OF_FOLD, RowKeys, ViewPlan
 
 CALIBRATION, TRAIN = "calibration", "train"
 FIT_ON = (CALIBRATION, OUT_OF_FOLD, TRAIN)  # the rows that a target may be fitted on, the last only by saying so
-FITTED_VALUES = 1 << 25  # logits of all teachers that it is fitted on, 128 MB: evenly spaced rows beyond
+FITTED_VALUES = 1 << 24  # logits of all teachers that it is fitted on, 64 MB: evenly spaced rows beyond
+EVERY = slice(None)
 
 
 def check_together(teachers: Sequence[TeacherStore]) -> None:
@@ -53,7 +54,7 @@ def fitting_rows(
     kept = []
     for block in first.blocks(fit_on, 0):
         own = rows[(block.start <= rows) & (rows < block.stop)] - block.start
-        kept.append(outputs_of(teachers, plan, block, calibrate, layers)[torch.from_numpy(own)])
+        kept.append(outputs_of(teachers, plan, block, calibrate, layers, torch.from_numpy(own)))
         if fit_on == OUT_OF_FOLD:  # others are looked at when they are fused
             same_rows(teachers, block, "row_digest")
     return join_outputs(kept)
@@ -89,18 +90,23 @@ def join_outputs(parts: Sequence[Outputs]) -> Outputs:
 
 
 def outputs_of(
-    teachers: Sequence[TeacherStore], plan: ViewPlan, block: Block, calibrate: bool, layers: Sequence[str] = ()
+    teachers: Sequence[TeacherStore],
+    plan: ViewPlan,
+    block: Block,
+    calibrate: bool,
+    layers: Sequence[str] = (),
+    rows: slice | Tensor = EVERY,
 ) -> Outputs:
-    """Return what all teachers say of a block's rows, and the rows' labels: -1 on views that are mixed."""
+    """Return what all teachers say of a block's rows, or of some, and their labels: -1 on views that are mixed."""
     split = plan.splits[block.split]
-    labels = torch.from_numpy(split.labels[block.start : block.stop])
+    labels = torch.from_numpy(split.labels[block.start : block.stop])[rows]
     if plan.is_mixed(block.split, block.view):
         labels = torch.full_like(labels, -1)
     return Outputs(
-        torch.stack([calibrated(store, _logits_at(store, block), calibrate) for store in teachers]),
+        torch.stack([calibrated(store, _logits_at(store, block)[rows], calibrate) for store in teachers]),
         labels,
-        {layer: _features_of(teachers, block, layer) for layer in layers},
-        RowKeys(plan.seed, block.view, split.ids[block.start : block.stop]),
+        {layer: tuple(each[rows] for each in _features_of(teachers, block, layer)) for layer in layers},
+        RowKeys(plan.seed, block.view, split.ids[block.start : block.stop][rows]),
     )
 
 

@@ -35,7 +35,7 @@ class RowScores:
         """Return what `classification_metrics` does."""
         return {
             "accuracy": (self.predictions == self.labels).double().mean().item(),
-            **_macro_rates(self.predictions, self.labels, num_classes=self.num_classes),
+            **_macro_rates(self.predictions, self.labels),
             "nll": -self.true_log_probs.clamp(min=math.log(FLOOR)).mean().item(),
             "ece": self.calibration_error(),
             "brier": self.squares.mean().item(),
@@ -175,15 +175,11 @@ def _standard_error(values: Sequence[float]) -> float:
     return math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1) / len(values))
 
 
-def _macro_rates(predictions: Tensor, labels: Tensor, *, num_classes: int) -> dict[str, float]:
-    # Imported here: torchmetrics takes about 2 s to import, and few commands score anything.
-    from torchmetrics.functional.classification import multiclass_f1_score, multiclass_precision, multiclass_recall
+def _macro_rates(predictions: Tensor, labels: Tensor) -> dict[str, float]:
+    from sklearn.metrics import precision_recall_fscore_support  # here, because few commands score anything
 
-    rates = {"precision": multiclass_precision, "recall": multiclass_recall, "f1": multiclass_f1_score}
-    return {
-        name: rate(predictions, labels, num_classes, average="macro", validate_args=False).item()
-        for name, rate in rates.items()
-    }
+    rates = precision_recall_fscore_support(labels.cpu(), predictions.cpu(), average="macro", zero_division=0.0)
+    return dict(zip(("precision", "recall", "f1"), map(float, rates), strict=False))  # the fourth is no rate
 
 
 def _labelled_rows(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
