@@ -33,6 +33,11 @@ class Teacher(Protocol):
         """D of each layer it gives features of."""
         ...
 
+    @property
+    def head(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Its classifier on the penultimate features, weights [C, D] and offsets [C]; None where it has none."""
+        ...
+
     def predict(self, inputs: Tensor) -> Answers:
         """Return the answers on inputs: float32 [B, C, H, W] -> Answers on the CPU or the inputs' device."""
         ...

@@ -17,7 +17,7 @@ from pipeline.answers import Answers, Teacher, check_finite, check_width, finite
 from pipeline.calibration import fit_temperature
 from pipeline.encoding import Encoding, asked_codec
 from pipeline.metrics import classification_metrics
-from pipeline.store import ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
+from pipeline.store import HEAD, ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
 from pipeline.store.codecs import measure_error
 from pipeline.store.codecs.features import feature_codec_json, parse_feature_codec
 from pipeline.store.fields import FOLD, field_array, field_specs, fold_specs, splits_with_features
@@ -26,7 +26,7 @@ from pipeline.store.layout import ROW_ARRAYS
 from pipeline.transfer import HostCopies, Stopwatch, prefetched
 from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys, ViewPlan
 
-VERSION = 2  # of what the dump writes for the same teacher and plan
+VERSION = 3  # of what the dump writes for the same teacher and plan
 REPLAYED_BYTES = 8 << 20  # of inputs replayed together
 FINITE = "finite"  # beside the arrays: which rows have finite logits, looked at on the host so that no GPU waits
 MEASURED_VALUES = 1 << 17  # logits of a block that the codec's error is measured on: nothing to the forward pass
@@ -114,14 +114,19 @@ def open_writer(
     encoding: Encoding,
     *,
     weights: Mapping[str, str] | None = None,
+    head: tuple[np.ndarray, np.ndarray] | None = None,
 ) -> StoreWriter:
-    """Return the writer of a teacher store; `weights` are the sha256 of the teacher's files by name."""
+    """Return the writer of a teacher store; `weights` are the sha256 of the teacher's files by name.
+
+    `head` is its classifier, weights [C, D] and offsets [C], for students that answer through it.
+    """
     attributes = {
         "plan": plan.config,
         "classes": config["classes"],
         "fields": {"logits": "categorical"},
         "weights": dict(weights or {}),
         **encoding.attributes,
+        **({} if head is None else {"head": True}),
     }
     return StoreWriter(
         folder,
@@ -130,7 +135,7 @@ def open_writer(
         name=name,
         config=config,
         attributes=attributes,
-        constants=encoding.constants,
+        constants=encoding.constants | ({} if head is None else dict(zip(HEAD, head, strict=True))),
     )
 
 

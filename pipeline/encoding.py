@@ -16,12 +16,12 @@ from torch import Tensor
 from pipeline.answers import Answers, Teacher
 from pipeline.errors import StillroomError
 from pipeline.lineage import fingerprint
+from pipeline.store.attributes import read_attributes
 from pipeline.store.codecs import Codec, auto_candidates, codec_json, measure_error, packed_bytes, parse_codec
 from pipeline.store.codecs.features import Fitted, feature_codec_json, parse_feature_codec, restore
 from pipeline.store.describe import read_constant
 from pipeline.store.fields import encode_field, held_out_codec
 from pipeline.store.layout import Block
-from pipeline.store.reader import read_attributes
 from pipeline.store.writer import FORMAT
 from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys
 

@@ -5,26 +5,27 @@ teacher's logits are first divided by the temperature fitted on its calibration 
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.encoding import AUTO, asked_codec, cheapest, measure_codecs, own_attributes
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.fusion import FusedTargets, Outputs, Target
-from pipeline.fusion.target import hidden
+from pipeline.fusion import FusedTargets, Target
+from pipeline.fusion.target import Rows, fuse_rows, hidden, in_slices, join_targets
 from pipeline.joined import (
     CALIBRATION,
     FIT_ON,
     TRAIN,
-    blocks_of_outputs,
     check_together,
     fitting_rows,
-    outputs_of,
+    held_out_rows,
     same_rows,
+    stored_rows,
 )
 from pipeline.metrics import RowScores, join_scores, score_rows
 from pipeline.store import (
@@ -47,7 +48,6 @@ from pipeline.store.records import RECORDS
 from pipeline.views import OUT_OF_FOLD, RowKeys
 
 MEASURED_ROWS = 256  # of each block: enough for the codec's error
-FUSED_TOGETHER = 1 << 19  # logits of all teachers: what is computed with them stays in the cache
 CODEC_ROWS = 4096  # that a codec is chosen on
 FITTED = "fitted/fusion"  # where a store keeps what was fitted
 VERSION = 3  # of what fusing writes for the same stores and strategy
@@ -221,54 +221,50 @@ def fuse_stores(
     plan, layers = teachers[0].plan(), target.fusion.layers
 
     def compute(block: Block) -> Computed:
-        outputs = outputs_of(teachers, plan, block, calibrate, layers)
-        assert outputs.keys is not None
-        codec, keys = begun.codec, outputs.keys
-        if block.split != "train":
-            outputs, codec = hidden(outputs), held_out_codec(codec)
-        fused = [fuse_rows(target, outputs, temperature) for temperature in temperatures]
-        tensors: dict[str, Tensor] = {}
-        for temperature, each in zip(temperatures, fused, strict=True):
-            tensors |= encode_field(temperature_array(temperature), codec, each.log_probs, keys)
-        first = fused[0]
-        assert first.corrected is not None
-        tensors |= {
-            "weights": first.weights.half(),
-            "disagreement": first.disagreement,
-            "corrected": first.corrected.half(),
-        }
-        arrays = {name: values.numpy() for name, values in tensors.items()}
+        rows = stored_rows(teachers, plan, block, calibrate, layers)
+        is_train = block.split == "train"
+        codec = begun.codec if is_train else held_out_codec(begun.codec)
+        encoded, measured, done = list[dict[str, Tensor]](), list[Tensor](), 0
+        for outputs in in_slices(rows):
+            outputs = outputs if is_train else hidden(outputs)
+            fused = {each: target.fuse(outputs, temperature=each) for each in temperatures}
+            assert outputs.keys is not None
+            encoded.append(_encoded(fused, codec, outputs.keys))
+            if done < MEASURED_ROWS:
+                measured.append(fused[temperatures[0]].log_probs)
+            done += len(outputs)
+        arrays = {name: np.concatenate([part[name].numpy() for part in encoded]) for name in encoded[0]}
         arrays |= {name: same_rows(teachers, block, name) for name in ROW_ARRAYS}
-        some = first.log_probs[:MEASURED_ROWS]
-        return Computed(arrays, measure_error(codec, some, RowKeys(keys.seed, keys.view, keys.ids[:MEASURED_ROWS])))
+        keys = replace(rows.keys, ids=rows.keys.ids[:MEASURED_ROWS])
+        return Computed(arrays, measure_error(codec, torch.cat(measured)[:MEASURED_ROWS], keys))
 
     def details() -> dict[str, Any]:
         names = [store.name for store in teachers]
         scored = {}
         for split in ("calibration", "test"):
-            scored[split] = score_targets(target, blocks_of_outputs(teachers, split, calibrate, layers), names)
+            scored[split] = score_targets(target, held_out_rows(teachers, split, calibrate, layers), names)
         scored["calibration"] |= target.judged
         return {"fitted": target.fitted(), "scores": scored, **_honesty(config)}
 
     return fill(writer, compute, run=run, on_block=on_block, details=details)
 
 
-def fuse_rows(target: Target, outputs: Outputs, temperature: float) -> FusedTargets:
-    """Return the targets of rows, computed a few at a time: their bits don't depend on how many."""
-    size = max(1, FUSED_TOGETHER // (outputs.num_teachers * outputs.num_classes))
-    parts = [
-        target.fuse(outputs[start : start + size], temperature=temperature) for start in range(0, len(outputs), size)
-    ]
-    corrected = [part.corrected for part in parts if part.corrected is not None]
-    return FusedTargets(
-        torch.cat([part.log_probs for part in parts]),
-        torch.cat([part.weights for part in parts]),
-        torch.cat([part.disagreement for part in parts]),
-        torch.cat(corrected) if corrected else None,
-    )
+def _encoded(fused: Mapping[float, FusedTargets], codec: Codec, keys: RowKeys) -> dict[str, Tensor]:
+    """Return what a store keeps of a few rows' targets, by temperature: its arrays but for those of the rows."""
+    tensors: dict[str, Tensor] = {}
+    for temperature, each in fused.items():
+        tensors |= encode_field(temperature_array(temperature), codec, each.log_probs, keys)
+    first = next(iter(fused.values()))
+    assert first.corrected is not None
+    return {
+        **tensors,
+        "weights": first.weights.half(),
+        "disagreement": first.disagreement,
+        "corrected": first.corrected.half(),
+    }
 
 
-def score_targets(target: Target, rows: Iterable[Outputs], teachers: Sequence[str]) -> dict[str, Any]:
+def score_targets(target: Target, rows: Iterable[Rows], teachers: Sequence[str]) -> dict[str, Any]:
     """Return the figures of a fitted target as a classifier at T = 1 on blocks of rows, and how it treats each teacher.
 
     The rows' labels are for judging alone: the target does not see them.
@@ -276,12 +272,15 @@ def score_targets(target: Target, rows: Iterable[Outputs], teachers: Sequence[st
     scores: list[RowScores] = []
     sums = {name: torch.zeros(len(teachers), dtype=torch.float64) for name in ("agreement", "weights")}
     disagreement, weight_entropy, count = 0.0, 0.0, 0
-    for outputs in rows:
-        fused = fuse_rows(target, hidden(outputs), 1.0)
-        scores.append(score_rows(fused.log_probs, outputs.labels))
+    for block in rows:
+        slices = []
+        for outputs in in_slices(block):
+            slices.append(target.fuse(hidden(outputs), temperature=1.0))
+            choices = outputs.logits.argmax(-1) == slices[-1].log_probs.argmax(-1)
+            sums["agreement"] += choices.flatten(1).sum(1)
+        fused = join_targets(slices)
+        scores.append(score_rows(fused.log_probs, block.labels))
         weights = fused.weights.flatten(0, -2).double()
-        choices = outputs.logits.argmax(-1) == fused.log_probs.argmax(-1)
-        sums["agreement"] += choices.flatten(1).sum(1)
         sums["weights"] += weights.sum(0)
         weight_entropy += torch.special.entr(weights).sum().item()
         disagreement += fused.disagreement.double().sum().item()

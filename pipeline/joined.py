@@ -1,6 +1,8 @@
 """Rows of several teacher stores side by side: what a fusion is fitted on and what it fuses, block by block."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +16,6 @@ from pipeline.views import OUT_OF_FOLD, RowKeys, ViewPlan
 CALIBRATION, TRAIN = "calibration", "train"
 FIT_ON = (CALIBRATION, OUT_OF_FOLD, TRAIN)  # the rows that a target may be fitted on, the last only by saying so
 FITTED_VALUES = 1 << 24  # logits of all teachers that it is fitted on, 64 MB: evenly spaced rows beyond
-EVERY = slice(None)
 
 
 def check_together(teachers: Sequence[TeacherStore]) -> None:
@@ -51,13 +52,15 @@ def fitting_rows(
     split = plan.splits[fit_on]
     rows = split.labelled if fit_on == TRAIN else np.arange(len(split))
     rows = rows[:: max(1, -(-len(rows) * len(teachers) * first.num_classes // FITTED_VALUES))]
-    kept = []
-    for block in first.blocks(fit_on, 0):
-        own = rows[(block.start <= rows) & (rows < block.stop)] - block.start
-        kept.append(outputs_of(teachers, plan, block, calibrate, layers, torch.from_numpy(own)))
-        if fit_on == OUT_OF_FOLD:  # others are looked at when they are fused
-            same_rows(teachers, block, "row_digest")
-    return join_outputs(kept)
+
+    def parts() -> Iterator[Outputs]:
+        for block in first.blocks(fit_on, 0):
+            own = rows[(block.start <= rows) & (rows < block.stop)] - block.start
+            yield stored_rows(teachers, plan, block, calibrate, layers)[torch.from_numpy(own)]
+            if fit_on == OUT_OF_FOLD:  # others are looked at when they are fused
+                same_rows(teachers, block, "row_digest")
+
+    return join_outputs(parts(), len(rows))
 
 
 def _check_fitting_rows(teachers: Sequence[TeacherStore], plan: ViewPlan, fit_on: str) -> None:
@@ -74,53 +77,108 @@ def _check_fitting_rows(teachers: Sequence[TeacherStore], plan: ViewPlan, fit_on
         )
 
 
-def join_outputs(parts: Sequence[Outputs]) -> Outputs:
-    """Return the rows of several blocks as one's."""
-    first = parts[0]
-    keys = None
-    if first.keys is not None:
-        ids = [part.keys.ids for part in parts if part.keys is not None]
-        keys = RowKeys(first.keys.seed, first.keys.view, np.concatenate(ids))
+def join_outputs(parts: Iterable[Outputs], num_rows: int) -> Outputs:
+    """Return the rows of several blocks as one's, so many in all; no part is held beside the next."""
+    whole: Outputs | None = None
+    start = 0
+    for part in parts:
+        if whole is None:
+            whole = _room(part, num_rows)
+        own = slice(start, start + len(part))
+        for room, values in zip(_arrays_of(whole), _arrays_of(part), strict=True):
+            room[own] = values
+        start = own.stop
+    assert whole is not None
+    return whole
+
+
+def _room(part: Outputs, num_rows: int) -> Outputs:
+    """Return room for so many rows such as these."""
+    teachers, _, *tail = part.logits.shape
     features = {
-        layer: tuple(torch.cat(each) for each in zip(*(part.features[layer] for part in parts), strict=True))
-        for layer in first.features
+        layer: tuple(each.new_empty(num_rows, each.shape[1]) for each in all_) for layer, all_ in part.features.items()
     }
-    logits = torch.cat([part.logits for part in parts], dim=1)
-    return Outputs(logits, torch.cat([part.labels for part in parts]), features, keys)
+    keys = None if part.keys is None else replace(part.keys, ids=np.empty(num_rows, part.keys.ids.dtype))
+    labels = part.labels.new_empty(num_rows, *part.labels.shape[1:])
+    return Outputs(part.logits.new_empty(teachers, num_rows, *tail), labels, features, keys)
 
 
-def outputs_of(
-    teachers: Sequence[TeacherStore],
-    plan: ViewPlan,
-    block: Block,
-    calibrate: bool,
-    layers: Sequence[str] = (),
-    rows: slice | Tensor = EVERY,
-) -> Outputs:
-    """Return what all teachers say of a block's rows, or of some, and their labels: -1 on views that are mixed."""
+def _arrays_of(outputs: Outputs) -> list[Any]:
+    """Return everything that rows are made of, rows along the first axis of each."""
+    keys = [] if outputs.keys is None else [outputs.keys.ids]
+    return [*outputs.logits, outputs.labels, *(each for all_ in outputs.features.values() for each in all_), *keys]
+
+
+@dataclass(frozen=True, eq=False)
+class StoredRows:
+    """What all teachers stored of a block's rows: decoded a few at a time, for they take twice the memory or more.
+
+    `stored` are each teacher's parts of the logits, in the order of `stores`; the rest is as in Outputs.
+    """
+
+    stores: Sequence[TeacherStore]
+    split: str
+    stored: Sequence[Mapping[str, Tensor]]
+    labels: Tensor
+    features: Mapping[str, tuple[Tensor, ...]]
+    keys: RowKeys
+    calibrate: bool
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @property
+    def num_teachers(self) -> int:
+        """T."""
+        return len(self.stores)
+
+    @property
+    def num_classes(self) -> int:
+        """C."""
+        return self.stores[0].num_classes
+
+    def __getitem__(self, rows: slice | Tensor) -> Outputs:
+        """Return what all teachers say of some of the rows."""
+        chosen = rows if isinstance(rows, slice) else rows.numpy()
+        return Outputs(
+            torch.stack(
+                [self._logits(store, parts, rows) for store, parts in zip(self.stores, self.stored, strict=True)]
+            ),
+            self.labels[rows],
+            {layer: tuple(each[rows] for each in all_) for layer, all_ in self.features.items()},
+            replace(self.keys, ids=self.keys.ids[chosen]),
+        )
+
+    def _logits(self, store: TeacherStore, parts: Mapping[str, Tensor], rows: slice | Tensor) -> Tensor:
+        some = {name: values[rows] for name, values in parts.items()}
+        return calibrated(store, store.codec_in(self.split).decode(some, store.num_classes), self.calibrate)
+
+
+def stored_rows(
+    teachers: Sequence[TeacherStore], plan: ViewPlan, block: Block, calibrate: bool, layers: Sequence[str] = ()
+) -> StoredRows:
+    """Return what all teachers stored of a block's rows, and the rows' labels: -1 on views that are mixed."""
     split = plan.splits[block.split]
-    labels = torch.from_numpy(split.labels[block.start : block.stop])[rows]
+    labels = torch.from_numpy(split.labels[block.start : block.stop])
     if plan.is_mixed(block.split, block.view):
         labels = torch.full_like(labels, -1)
-    return Outputs(
-        torch.stack([calibrated(store, _logits_at(store, block)[rows], calibrate) for store in teachers]),
+    return StoredRows(
+        teachers,
+        block.split,
+        [_logits_at(store, block) for store in teachers],
         labels,
-        {layer: tuple(each[rows] for each in _features_of(teachers, block, layer)) for layer in layers},
-        RowKeys(plan.seed, block.view, split.ids[block.start : block.stop][rows]),
+        {layer: _features_of(teachers, block, layer) for layer in layers},
+        RowKeys(plan.seed, block.view, split.ids[block.start : block.stop]),
+        calibrate,
     )
 
 
-def blocks_of_outputs(
+def held_out_rows(
     teachers: Sequence[TeacherStore], split: str, calibrate: bool, layers: Sequence[str] = ()
-) -> Iterator[Outputs]:
-    """Yield what all teachers say of a held-out split, block by block."""
+) -> Iterator[StoredRows]:
+    """Yield what all teachers stored of a held-out split, block by block."""
     plan = teachers[0].plan()
-    return (outputs_of(teachers, plan, block, calibrate, layers) for block in teachers[0].blocks(split, 0))
-
-
-def _logits_at(store: TeacherStore, block: Block) -> Tensor:
-    """Return a store's logits on the rows of another store's block: blocks of two stores need not coincide."""
-    return _at(store, block, store.logits_block, torch.cat)
+    return (stored_rows(teachers, plan, block, calibrate, layers) for block in teachers[0].blocks(split, 0))
 
 
 def _features_of(teachers: Sequence[TeacherStore], block: Block, layer: str) -> tuple[Tensor, ...]:
@@ -130,22 +188,34 @@ def _features_of(teachers: Sequence[TeacherStore], block: Block, layer: str) -> 
     return tuple(_features_at(store, block, layer) if store in having else none for store in teachers)
 
 
+def _logits_at(store: TeacherStore, block: Block) -> dict[str, Tensor]:
+    """Return the parts of a store's logits on the rows of another store's block: their blocks need not coincide."""
+    own, place = _own_blocks(store, block)
+    read = [store.field_block(each, "logits") for each in own]
+    return {name: _one([parts[name] for parts in read])[place] for name in read[0]}
+
+
 def _features_at(store: TeacherStore, block: Block, layer: str) -> Tensor:
-    return _at(store, block, lambda own: store.features_block(own, layer), torch.cat)
+    own, place = _own_blocks(store, block)
+    return _one([store.features_block(each, layer) for each in own])[place]
 
 
 def _rows(store: TeacherStore, block: Block, name: str) -> np.ndarray:
-    return _at(store, block, lambda own: store.read_block(own, name), np.concatenate)
+    own, place = _own_blocks(store, block)
+    return np.concatenate([store.read_block(each, name) for each in own])[place]
 
 
-def _at[A: (Tensor, np.ndarray)](
-    store: TeacherStore, block: Block, read: Callable[[Block], A], join: Callable[[list[A]], A]
-) -> A:
+def _own_blocks(store: TeacherStore, block: Block) -> tuple[list[Block], slice]:
+    """Return the blocks of a store that hold the rows of another's block, and where among theirs these rows are."""
     size = store.layout.block_rows
     indices = range(block.start // size, -(-block.stop // size))
-    parts = [read(store.block(block.split, block.view, index)) for index in indices]
     start = block.start - indices[0] * size
-    return join(parts)[start : start + len(block)]
+    return [store.block(block.split, block.view, index) for index in indices], slice(start, start + len(block))
+
+
+def _one(parts: Sequence[Tensor]) -> Tensor:
+    """Return parts as one, without a copy where they are one."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
 
 
 def same_rows(teachers: Sequence[TeacherStore], block: Block, name: str) -> np.ndarray:

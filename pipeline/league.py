@@ -12,7 +12,7 @@ from typing import Any
 from pipeline.errors import StillroomError
 from pipeline.fuse import score_targets
 from pipeline.fusion import FUSIONS, Target
-from pipeline.joined import blocks_of_outputs, fitting_rows
+from pipeline.joined import fitting_rows, held_out_rows
 from pipeline.store import TeacherStore
 
 # Every strategy with the options worth comparing; others are tried by adding them to a recipe.
@@ -79,7 +79,7 @@ def standings(
                 rows[layers] = fitting_rows(teachers, calibrate, layers)
             fitted = target.fit(rows[layers])
             scores = {
-                split: score_targets(fitted, blocks_of_outputs(teachers, split, calibrate, layers), names)
+                split: score_targets(fitted, held_out_rows(teachers, split, calibrate, layers), names)
                 for split in ("calibration", "test")
             }
         except StillroomError as error:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pipeline.errors import StillroomError
 
+PIECE, LEAST_ROWS = 1 << 18, 64  # values, 2 MB of float64, but so many rows: few rows' sums depend on torch's threads
 FLOOR = 1e-12  # a zero probability for the truth costs 27.6 nats: one such row does not make the mean infinite
 
 
@@ -65,18 +66,46 @@ def score_rows(log_probs: Tensor, labels: Tensor) -> RowScores:
 
     Raises: StillroomError when a log-probability is nan.
     """
-    log_probs, labels = _labelled_rows(log_probs, labels)
+    log_probs, labels = log_probs.reshape(-1, log_probs.shape[-1]), labels.reshape(-1)
+    pieces = num_pieces(*log_probs.shape)
+    starts = torch.arange(len(labels)).tensor_split(pieces)
+    return _joined(
+        [
+            _score_piece(*piece)
+            for piece in zip(log_probs.tensor_split(pieces), labels.tensor_split(pieces), starts, strict=True)
+        ]
+    )
+
+
+def num_pieces(num_rows: int, num_classes: int) -> int:
+    """Return in how many pieces rows are best worked on whose double precision need not be held all at once."""
+    return max(1, min(num_rows // LEAST_ROWS, -(-num_rows * num_classes // PIECE)))
+
+
+def _score_piece(log_probs: Tensor, labels: Tensor, numbers: Tensor) -> RowScores:
+    """Return the scores of some rows, [n, C] and [n], with the numbers that errors call them by."""
+    labelled = labels >= 0
+    log_probs, labels = log_probs[labelled].double(), labels[labelled].long()
+    if log_probs.isnan().any():
+        row = int(numbers[labelled][log_probs.isnan().any(dim=1)][0])
+        raise StillroomError(
+            f"metrics: row {row} has the log-probability nan; expected numbers up to 0; look for an overflow upstream"
+        )
     true_log_probs = log_probs.gather(1, labels[:, None])[:, 0]
-    squares = log_probs.exp().square().sum(dim=1) - 2 * true_log_probs.exp() + 1
     top, predictions = log_probs.max(dim=1)
+    squares = log_probs.exp().square_().sum(dim=1) - 2 * true_log_probs.exp() + 1
     return RowScores(true_log_probs, squares, top.exp(), predictions, labels, log_probs.shape[1])
+
+
+def _joined(parts: Sequence[RowScores]) -> RowScores:
+    names = ("true_log_probs", "squares", "confidences", "predictions", "labels")
+    columns: Any = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
+    return RowScores(**columns, num_classes=parts[0].num_classes)
 
 
 def join_scores(parts: Sequence[RowScores]) -> RowScores:
     """Return the scores of several blocks as one's. Raises: StillroomError when no row has a label."""
-    names = ("true_log_probs", "squares", "confidences", "predictions", "labels")
-    columns: Any = {name: torch.cat([getattr(part, name) for part in parts]) for name in names}
-    joined = RowScores(**columns, num_classes=parts[0].num_classes)
+    joined = _joined(parts)
     if not len(joined.labels):
         raise StillroomError("metrics: found no row with a label; expected at least one; score a labelled split")
     return joined
@@ -180,16 +209,3 @@ def _macro_rates(predictions: Tensor, labels: Tensor) -> dict[str, float]:
 
     rates = precision_recall_fscore_support(labels.cpu(), predictions.cpu(), average="macro", zero_division=0.0)
     return dict(zip(("precision", "recall", "f1"), map(float, rates), strict=False))  # the fourth is no rate
-
-
-def _labelled_rows(log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows that have a label as float64 `[N, C]` and int64 `[N]`."""
-    log_probs, labels = log_probs.reshape(-1, log_probs.shape[-1]), labels.reshape(-1)
-    labelled = labels >= 0
-    log_probs = log_probs[labelled].double()
-    if log_probs.isnan().any():
-        row = int(labelled.nonzero()[:, 0][log_probs.isnan().any(dim=1)][0])
-        raise StillroomError(
-            f"metrics: row {row} has the log-probability nan; expected numbers up to 0; look for an overflow upstream"
-        )
-    return log_probs, labels[labelled].long()

@@ -191,6 +191,7 @@ def distill(
     recipe: RecipeName = "fashion",
     student: Student = None,
     fusion: Fusion = None,
+    tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="Write TensorBoard events there.")] = None,
     max_gb: MaxGb = None,
     sets: Overrides = None,
     data_dir: DataDir = DATA,
@@ -200,11 +201,56 @@ def distill(
 
     def work() -> None:
         ws = _workspace(recipe, sets, data_dir, fusion=fusion, max_gb=max_gb)
+        from pipeline.errors import StillroomError
         from stages import distill as stage
         from stages import report as reporting
+        from stages.events import Events
 
-        stage.run(ws, student=student)
+        ws.events = None if tensorboard is None else Events(tensorboard)
+        faults = stage.train(ws, student=student)
         reporting.run(ws)
+        if faults:
+            raise StillroomError("\n".join(faults))
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom export fashion --student tiny --format onnx")
+def export(
+    recipe: RecipeName = "fashion",
+    student: Student = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Else the one of lowest calibration NLL.")] = None,
+    formats: Annotated[list[str] | None, typer.Option("--format", help="pt2, onnx or int8; all by default.")] = None,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Write finished students as files that run without Stillroom, checked and measured."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import export as stage
+
+        stage.run(ws, student=student, seed=seed, formats=formats)
+
+    _guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom predict data/exports/tiny-s0-0123456789ab shoe.jpg --top 3")
+def predict(
+    path: Annotated[Path, typer.Argument(help="The folder of an export or of a student.")],
+    images: Annotated[list[Path], typer.Argument(help="Pictures, or folders of them.")],
+    top: Annotated[int, typer.Option("--top", help="Classes a picture.")] = 1,
+    format_name: Annotated[str | None, typer.Option("--format", help="pt2, onnx or int8.")] = None,
+    as_json: Json = False,
+    debug: Debug = False,
+) -> None:
+    """Say what is on new pictures: exit 0, or 1 when any could not be read."""
+
+    def work() -> int:
+        from stages import predict as stage
+
+        return stage.run(path, images, top=top, as_json=as_json, format_name=format_name)
 
     _guarded(work, debug)
 

@@ -12,7 +12,7 @@ from pipeline.lineage import differences, require_manifest
 from pipeline.report import DISHONEST
 from pipeline.report.numbers import span as as_span
 from pipeline.store import TeacherStore, open_teacher
-from pipeline.store.reader import read_attributes
+from pipeline.store.attributes import read_attributes
 from stages import data, league
 from stages.mend import examine
 from stages.recipe import AUTO, FusionEntry

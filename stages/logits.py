@@ -17,7 +17,7 @@ from pipeline.errors import StaleStoreError
 from pipeline.lineage import Manifest, differences, read_manifest, require_manifest
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
-from pipeline.store.reader import read_attributes
+from pipeline.store.attributes import read_attributes
 from pipeline.store.writer import StoreWriter
 from pipeline.teachers import Teacher
 from stages import teachers
@@ -49,7 +49,9 @@ def ensure(ws: Workspace, entry: TeacherEntry, *, check: bool = False) -> Path:
     teacher = teachers.load(ws, entry, layers=ws.recipe.logits.features)
     config = ws.teacher_store_config(entry)
     encoding = stored_encoding(folder, config) or _encoding(ws, entry, teacher)
-    writer = dump.open_writer(folder, entry.name, config, ws.replayer.plan, encoding, weights=_weights(ws, entry))
+    writer = dump.open_writer(
+        folder, entry.name, config, ws.replayer.plan, encoding, weights=_weights(ws, entry), head=teacher.head
+    )
     mending.begin(writer)
     return _dump(ws, entry, teacher, writer, encoding, manifest)
 

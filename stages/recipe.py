@@ -56,7 +56,7 @@ class Named(BaseModel):
 
 
 class Training(Named):
-    """How a model is trained; teachers and students share it."""
+    """How a model is trained; teachers and students share it. `decay` of the rate, `ema` of the weights: `Schedule`."""
 
     model: str
     epochs: Positive = 20
@@ -67,6 +67,10 @@ class Training(Named):
     clip: Positive | None = None
     patience: Count | None = None
     precision: Precision = "auto"
+    decay: Literal["cosine", "one_cycle", "inverse", "plateau", "constant"] = "cosine"
+    decay_rate: Positive = 0.1
+    plateau: Count = 3
+    ema: Annotated[float, Field(gt=0, lt=1)] | None = None
 
 
 class TeacherEntry(Training):
@@ -100,6 +104,7 @@ class Logits(Section):
     batch_size: Count = 256  # larger buffers would pass glibc's 32 MB and be unmapped every time
 
 
+LABELS, EACH = "labels", "each"  # fusions that are none: labels alone; every teacher's own answers, a member each
 AUTO, SINGLE = "auto", "single:"  # strategies that a run decides: the league's winner, one teacher by name
 
 
@@ -128,24 +133,73 @@ class FusionEntry(Named):
         """Whether its strategy needs the student, so that nothing can be fused before one trains."""
         from pipeline.lazy import LAZY  # torch takes seconds to import: not before a recipe is looked into
 
-        return self.strategy in LAZY
+        return self.strategy in LAZY or self.strategy == EACH
 
 
-class LossEntry(Section):
-    """What a student minimises: alpha * cross-entropy + (1 - alpha) * soft loss."""
+class LossEntry(BaseModel):
+    """What a student minimises: alpha * cross-entropy + (1 - alpha) * soft loss, and losses on features.
 
+    Unknown keys are options of the soft loss. `alpha` is a number, a rule's name, or a table with its options.
+    """
+
+    model_config = ConfigDict(extra="allow", strict=True, frozen=True)
     kind: str = "kl"
     temperature: Positive = 1.0
-    alpha: Annotated[float, Field(ge=0, le=1)] | str = "conditional"
+    alpha: Annotated[float, Field(ge=0, le=1)] | str | dict[str, Any] = "conditional"
+    smoothing: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    features: list[dict[str, Any]] = []
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """The keys that belong to the soft loss it names."""
+        return dict(self.model_extra or {})
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the trained weights depend on, as JSON; keys that came later are there only when set."""
+        from pipeline.features import VERSION
+
+        made_from = {"kind": self.kind, "temperature": self.temperature, "alpha": self.alpha, **self.options}
+        if self.smoothing:
+            made_from["smoothing"] = self.smoothing
+        if self.features:
+            made_from |= {"features": self.features, "features_version": VERSION}
+        return made_from
 
 
 class StudentEntry(Training):
-    """A model that learns from a target store."""
+    """A model that learns from a target store.
+
+    `fusion` names one; "labels" is labels alone, "each" gives member m of an ensemble the answers of teacher m.
+    `monitor` steers early stopping and the choice of weights: NLL on calibration rows, or "kl", how far it is there
+    from its target. `order_seed` shows all seeds the same rows in the same order, so that they share one pass.
+    `ensemble` trains so many of each seed and joins those that help; `generations` trains again on its own answers.
+    """
 
     fusion: str = "mean"
-    seeds: Annotated[list[int], Field(min_length=1)] = [0, 1, 2, 3, 4]
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4]
     loss: LossEntry = LossEntry()
     baselines: bool = True
+    monitor: Literal["nll", "kl"] = "nll"
+    order_seed: Annotated[int, Field(ge=0)] | None = None
+    ensemble: Annotated[int, Field(ge=2)] | None = None
+    generations: Count = 1
+
+
+class Sweep(Section):
+    """Many students of one kind: each key of `over` is a student's, dotted where it lies deeper ("loss.temperature").
+
+    A list are values to try; `{ low, high, log }` is a range, for random search. A grid tries every combination, a
+    random search `trials` draws from `seed`. Each trial is a student of its own, `<student>.<sweep>.<number>`.
+    """
+
+    name: Name
+    student: str
+    search: Literal["grid", "random"] = "grid"
+    trials: Count = 16
+    seed: Annotated[int, Field(ge=0)] = 0
+    seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]
+    over: Annotated[dict[str, Any], Field(min_length=1)]
 
 
 class Recipe(Section):
@@ -159,6 +213,17 @@ class Recipe(Section):
     logits: Logits = Logits()
     fusion: Annotated[list[FusionEntry], Field(min_length=1)]
     student: list[StudentEntry] = []
+    sweep: list[Sweep] = []
+
+    @property
+    def students(self) -> list[StudentEntry]:
+        """The students it names and those that its sweeps make."""
+        from stages.sweep import trials
+
+        return [
+            *self.student,
+            *(entry for sweep in self.sweep for entry in trials(sweep, self.find("student", sweep.student))),
+        ]
 
     def find(self, kind: Literal["teacher", "fusion", "student"], name: str) -> Any:
         """Return an entry by name. Raises StillroomError with near names."""
@@ -173,6 +238,12 @@ def training_config(entry: Training) -> dict[str, Any]:
 
     Keys that came later are there only when set, so that what was trained before them stays what it is.
     """
-    dumped = entry.model_dump(exclude={"name", "seeds", "fusion", "loss", "baselines", "seed"})
-    unset = {key for key in ("wrong_labels", "without_classes") if not dumped.get(key, True)}
+    dumped = entry.model_dump(exclude={"name", "seeds", "fusion", "loss", "baselines", "seed", "ensemble"})
+    unset = {key for key in LATER & dumped.keys() if dumped[key] == type(entry).model_fields[key].default}
     return json.loads(json.dumps({key: value for key, value in dumped.items() if key not in unset}))
+
+
+LATER = {
+    *("wrong_labels", "without_classes", "decay", "decay_rate", "plateau", "ema", "monitor", "order_seed"),
+    *("generations",),
+}

@@ -13,7 +13,7 @@ from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, fingerprint, read_cost, read_manifest, write_durably
 from pipeline.report import Cost, Member, Part
 from pipeline.store import TargetStore, open_targets, open_teacher
-from stages import distill
+from stages import runs
 from stages.league import LEAGUE
 from stages.recipe import AUTO
 from stages.workspace import Workspace, fold_model_name
@@ -94,7 +94,7 @@ def _add_fusions(ws: Workspace, found: Found) -> None:
 
 def _add_students(ws: Workspace, found: Found) -> None:
     for job in _jobs(ws, found):
-        folder = distill.folder_of(ws, job)
+        folder = runs.folder_of(ws, job)
         if job.fusion and job.role != "student":
             _add_cost(found, Cost("fuse", job.fusion.name, ws.target_folder(job.fusion), None))
         if student := read_manifest(folder):
@@ -115,11 +115,11 @@ def _add_cost(found: Found, cost: Cost) -> None:
         found.costs.append(Cost(cost.stage, cost.name, cost.folder, seconds))
 
 
-def _jobs(ws: Workspace, found: Found) -> Iterator[distill.Run]:
+def _jobs(ws: Workspace, found: Found) -> Iterator[runs.Run]:
     """Yield the recipe's runs; while a teacher store is missing, nobody knows the best teacher, so no baselines."""
     whole = len(found.of("teacher")) == len(ws.recipe.teacher)
-    for entry in ws.recipe.student:
-        yield from distill.runs(ws, entry if whole else entry.model_copy(update={"baselines": False}))
+    for entry in ws.recipe.students:
+        yield from runs.runs(ws, entry if whole else entry.model_copy(update={"baselines": False}))
         if entry.baselines and not whole:
             found.missing.append(f"baselines of {entry.name}")
 

@@ -11,12 +11,12 @@ from pipeline.errors import StillroomError
 from pipeline.lineage import read_cost, read_manifest
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
-from stages import data, distill
+from stages import data, runs
 from stages.league import LEAGUE
 from stages.recipe import AUTO
 from stages.workspace import Workspace, fold_model_name
 
-KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students")
+KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students", "exports")
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def wanted(ws: Workspace) -> list[Wanted]:
             name = fold_model_name(entry.name, fold)
             found.append(Wanted("teachers", name, ws.teacher_folder(entry, fold), shown))
     found += [Wanted("logits", entry.name, ws.teacher_store_folder(entry), answers) for entry in recipe.teacher]
-    jobs = [job for entry in recipe.student for job in distill.runs(ws, entry)] if is_dumped(ws) else []
+    jobs = [job for entry in recipe.students for job in runs.runs(ws, entry)] if is_dumped(ws) else []
     jobs = [job for job in jobs if job.fusion is None or ws.is_decided(job.fusion)]
     leagues = {ws.league_folder(entry) for entry in (*recipe.fusion, LEAGUE) if entry.strategy == AUTO}
     found += [Wanted("leagues", recipe.name, folder, 0) for folder in sorted(leagues) if folder.exists()]
@@ -73,7 +73,8 @@ def wanted(ws: Workspace) -> list[Wanted]:
     found += [Wanted("targets", name, folder, answers) for folder, name in reversed(targets.items())]
     for job in jobs:
         shown = ws.steps(job.entry, len(plan.splits["train"]))[0] * job.entry.batch_size
-        found.append(Wanted("students", job.name, distill.folder_of(ws, job), shown))
+        found += [Wanted("students", each.name, runs.folder_of(ws, each), shown) for each in runs.members(job)]
+        found.append(Wanted("students", job.name, runs.folder_of(ws, job), 0 if job.entry.ensemble else shown))
     return found
 
 

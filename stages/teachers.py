@@ -19,7 +19,7 @@ from pipeline.models.weights import load_weights
 from pipeline.teachers import SklearnTeacher, Teacher, TorchTeacher, fit_sklearn, fit_torch
 from pipeline.teachers.sklearn import ESTIMATOR
 from pipeline.teachers.torch import WEIGHTS
-from pipeline.train import Fitted, Schedule, prepare, seeded
+from pipeline.train import Fitted, prepare, seeded
 from pipeline.views import UNLABELLED, Replayer, ViewLoader, with_wrong_labels, without_classes
 from stages import data
 from stages.check import check_imported_teachers
@@ -113,9 +113,7 @@ def _train(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path) -
 def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, replayer: Replayer, name: str, folder: Path) -> Fitted:
     positions = replayer.labelled
     steps, epoch = ws.steps(entry, len(positions))
-    schedule = Schedule(
-        steps, max(epoch, steps // 25), entry.lr, entry.weight_decay, entry.warmup, entry.clip, entry.patience
-    )
+    schedule = ws.schedule(entry, steps, max(epoch, steps // 25))
     loader = ViewLoader(replayer, "train", batch_size=entry.batch_size, seed=entry.seed, positions=positions)
     checkpoint = folder / "checkpoint.pt"
     with progress(ws.console, f"train {name}", steps) as bar:

@@ -4,7 +4,7 @@ Fingerprints follow from the recipe and the data alone, so a stage knows what is
 the stages before it: distill needs no teacher, only its stores.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from pipeline.datasets import ImageDataset, open_dataset
 from pipeline.errors import StillroomError
 from pipeline.league import ENTRIES
 from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest, versions, write_cost
+from pipeline.train import ALONE, Schedule
 from pipeline.views import (
     Batch,
     Replayer,
@@ -31,7 +32,8 @@ from pipeline.views import (
     parse_transforms,
     with_out_of_fold,
 )
-from stages.recipe import AUTO, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
+from stages.events import Events
+from stages.recipe import AUTO, EACH, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
 
 STANDARDISED_OVER = 10_000  # train pictures that mean and std are taken over
 
@@ -43,6 +45,8 @@ class Workspace:
         self.recipe, self.root, self.console = recipe, root, console
         self.teacher_forwards = 0  # rows that teachers answered on in this process
         self.done: list[str] = []  # what this process made, as opposed to found
+        self.ranks = ALONE  # the processes that train each student together
+        self.events: Events | None = None
 
     def say(self, stage: str, text: str) -> None:
         """Print one line about a stage."""
@@ -228,13 +232,17 @@ class Workspace:
 
     def lazy_config(self, fusion: FusionEntry) -> dict[str, Any]:
         """Return what a student learns from that streams the teachers' own stores."""
+        if fusion.strategy == EACH:
+            options, version = {}, 1
+        else:
+            options, version = asdict(lazy.LAZY[fusion.strategy](**fusion.options)), lazy.VERSION
         return {
             "stage": "lazy",
-            "version": lazy.VERSION,
+            "version": version,
             "teachers": [{"name": name, "store": store} for name, store in self.parents(fusion).items()],
             "plan": self.plan.fingerprint,
             "strategy": fusion.strategy,
-            "options": asdict(lazy.LAZY[fusion.strategy](**fusion.options)),
+            "options": options,
             "calibrate": fusion.calibrate,
         }
 
@@ -263,6 +271,26 @@ class Workspace:
         """Return (steps of the whole run, steps of an epoch) when an epoch has this many rows."""
         epoch = max(1, -(-rows // entry.batch_size))
         return max(1, round(entry.epochs * epoch)), epoch
+
+    def schedule(self, entry: Training, steps: int, evaluate_every: int) -> Schedule:
+        """Return how long and how fast a model is trained."""
+        return Schedule(
+            steps,
+            evaluate_every,
+            entry.lr,
+            entry.weight_decay,
+            entry.warmup,
+            entry.clip,
+            entry.patience,
+            entry.decay,
+            decay_rate=entry.decay_rate,
+            plateau=entry.plateau,
+            ema=entry.ema,
+        )
+
+    def recorder(self, folder: Path) -> Callable[[dict[str, float]], None]:
+        """Return what is told of a training's evaluations: TensorBoard's events, where they are asked for."""
+        return lambda figures: None if self.events is None else self.events.record(folder.name, figures)
 
     def made(self, folder: Path, **cost: float) -> None:
         """Note that this process made an artefact, for which recipe, and what it cost."""

@@ -115,7 +115,7 @@ def test_no_more_than_two_windows_are_in_memory(stores, dataset, tmp_path, monke
     held = []
     for _, batch in zip(range(30), forever(streamed), strict=False):
         assert batch.target_log_probs.isfinite().all()
-        held.append(len(streamed._source._read))
+        held.append(len(streamed._shared._made[0]._read))
     assert len(targets.blocks("train", 0)) == 10
     assert max(held) == 2, "the window being shown and the one being read"
 

@@ -9,16 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
-    check_positive,
-    mixture,
-    soften,
-    softmax_teachers,
-    uniform_weights,
-)
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, check_positive
+from pipeline.fusion.distributions import mixture, soften, softmax_teachers, uniform_weights
 from pipeline.fusion.entropy import all_but, softmin_teachers
 
 

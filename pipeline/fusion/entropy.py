@@ -8,16 +8,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
-    check_positive,
-    mixture,
-    soften,
-    softmax_teachers,
-    sum_teachers,
-)
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, check_positive
+from pipeline.fusion.distributions import mixture, soften, softmax_teachers, sum_teachers
 
 SMALLEST = 1e-6  # nats: float32 knows an entropy no better, so teachers surer than this are equally sure
 
@@ -41,7 +33,8 @@ class Entropy(Fusion):
     def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
         """Return the mixture with every row's own weights; equal ones where all teachers are sure."""
         soft = soften(outputs.logits, temperature=temperature)
-        entropies = soften(outputs.logits).entropies.clamp(min=SMALLEST)
+        at_one = soft if temperature == 1 else soften(outputs.logits)
+        entropies = at_one.entropies.clamp(min=SMALLEST)
         if self.tau is None:
             weights = all_but(entropies / sum_teachers(entropies))
         else:

@@ -12,17 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
-    Softened,
-    check_positive,
-    mixture,
-    soften,
-    softmax_teachers,
-    sum_classes,
-)
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, check_positive
+from pipeline.fusion.distributions import Softened, mixture, soften, softmax_teachers, sum_classes
 from pipeline.fusion.scorer import check_features, margins
 
 WHERE = "fusion 'gated'"

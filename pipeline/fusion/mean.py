@@ -7,7 +7,8 @@ probabilities keeps every opinion; the geometric mean is sharper and lets any te
 from dataclasses import dataclass
 
 from pipeline.errors import unknown_name
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, disagreement, mixture, pooled, soften, uniform_weights
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs
+from pipeline.fusion.distributions import disagreement, mixture, pooled, soften, uniform_weights
 
 MEANS = ("probabilities", "logits", "geometric")
 

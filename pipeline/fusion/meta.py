@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import unknown_name
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, mixture, soften
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs
+from pipeline.fusion.distributions import mixture, soften
 from pipeline.fusion.scorer import (
     FEW_EPOCHS,
     Parameters,

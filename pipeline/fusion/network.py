@@ -9,7 +9,8 @@ from typing import Self
 
 from torch import Tensor
 
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, mixture, soften
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs
+from pipeline.fusion.distributions import mixture, soften
 from pipeline.fusion.scorer import (
     FEW_EPOCHS,
     Parameters,

@@ -11,20 +11,19 @@ from typing import Any, Self
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs
+from pipeline.fusion.distributions import (
     disagreement,
+    label_nll,
     log_softmax,
     mixture,
     row_weights,
     soften,
     sum_teachers,
 )
+from pipeline.metrics import num_pieces
 
 CLOSE_ENOUGH = 1e-6  # nats: the linear pool's NLL is at most this much above the lowest
 PULL = 1.0  # on half the squares of b - 1/T, beside the NLL summed over rows
@@ -56,8 +55,7 @@ class LinearPool(Fusion):
     def fit(self, outputs: Outputs) -> Self:
         """Return a copy with the weights that these rows give. Raises: StillroomError when no row has a label."""
         logits, labels = outputs.labelled("fusion 'linear_pool'")
-        losses = torch.stack([functional.cross_entropy(z.double(), labels, reduction="none") for z in logits])
-        weights = stack_linearly(-losses, iterations=self.iterations)
+        weights = stack_linearly(-label_nll(logits, labels), iterations=self.iterations)
         return self.with_state(weights=(1 - self.shrink) * weights + self.shrink / len(weights))
 
     def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
@@ -100,7 +98,7 @@ class LogPool(Fusion):
         nothing.
         """
         logits, labels = outputs.labelled("fusion 'log_pool'")
-        exponents = stack_in_logs(logits.double(), labels)
+        exponents = stack_in_logs(logits, labels)
         if not exponents.any():
             raise StillroomError(
                 f"fusion 'log_pool': the exponent of every teacher is 0 on {len(labels)} rows, so none of "
@@ -126,17 +124,17 @@ def stack_in_logs(logits: Tensor, labels: Tensor) -> Tensor:
     """
     from scipy.optimize import minimize  # here, because it takes 0.25 s to import
 
-    shifted = (logits - logits.amax(dim=-1, keepdim=True)).clamp(min=RULED_OUT)
-    own = shifted.gather(-1, labels.expand(len(logits), -1).unsqueeze(-1)).squeeze(-1)
-    start = torch.full((len(logits),), 1 / len(logits), dtype=logits.dtype)
+    pieces = logits.tensor_split(num_pieces(*logits.shape[1:]), dim=1)
+    chosen = labels.expand(len(logits), -1).unsqueeze(-1).tensor_split(len(pieces), dim=1)
+    own = torch.cat([_ruled(z).gather(-1, y).squeeze(-1) for z, y in zip(pieces, chosen, strict=True)], dim=1)
+    start = torch.full((len(logits),), 1 / len(logits), dtype=torch.float64)
     pull = PULL / len(labels)
 
     def nll_and_slope(values: np.ndarray) -> tuple[float, np.ndarray]:
         exponents = torch.from_numpy(values)
-        pooled = torch.tensordot(exponents, shifted, dims=1)
-        log_sums = pooled.logsumexp(dim=-1)
-        probs = (pooled - log_sums.unsqueeze(-1)).exp()
-        slopes = torch.stack([(probs * z).sum(dim=-1).mean() for z in shifted]) - own.mean(dim=1)
+        found = [_log_sums_and_means(_ruled(piece), exponents) for piece in pieces]
+        log_sums, means = (torch.cat(each, dim=-1) for each in zip(*found, strict=True))
+        slopes = torch.stack([each.mean() for each in means]) - own.mean(dim=1)
         nll = (log_sums - exponents @ own).mean()
         away = exponents - start
         return (nll + pull / 2 * away @ away).item(), (slopes + pull * away).numpy()
@@ -145,3 +143,17 @@ def stack_in_logs(logits: Tensor, labels: Tensor) -> Tensor:
     bounds = [(0, None)] * len(logits)
     found = minimize(nll_and_slope, start.tolist(), jac=True, method="L-BFGS-B", bounds=bounds, options=options)
     return torch.from_numpy(found.x)
+
+
+def _ruled(logits: Tensor) -> Tensor:
+    """Return logits less their maximum, not below -1000: float64."""
+    logits = logits.double()
+    return (logits - logits.amax(dim=-1, keepdim=True)).clamp_(min=RULED_OUT)
+
+
+def _log_sums_and_means(shifted: Tensor, exponents: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the log-sum-exp of pooled rows [n], and the pool's mean of each teacher's logits [T, n]."""
+    pooled = torch.tensordot(exponents, shifted, dims=1)
+    log_sums = pooled.logsumexp(dim=-1)
+    probs = (pooled - log_sums.unsqueeze(-1)).exp_()
+    return log_sums, torch.stack([(probs * z).sum(dim=-1) for z in shifted])

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, disagreement, row_weights, soften
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs
+from pipeline.fusion.distributions import disagreement, row_weights, soften
 from pipeline.views import RowKeys
 from pipeline.views.draws import row_words, stream_seed, uniform
 

@@ -12,17 +12,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import (
-    Fusion,
-    Outputs,
-    Softened,
-    check_finite,
-    name_of,
-    soften,
-    softmax_teachers,
-    sum_classes,
-    sum_teachers,
-)
+from pipeline.fusion.base import Fusion, Outputs, check_finite, name_of
+from pipeline.fusion.distributions import Softened, soften, softmax_teachers, sum_classes, sum_teachers
 
 type Parameters = dict[str, Tensor]
 

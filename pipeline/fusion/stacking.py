@@ -16,16 +16,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
-    disagreement,
-    log_softmax,
-    one_thread,
-    soften,
-    uniform_weights,
-)
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, one_thread
+from pipeline.fusion.distributions import disagreement, log_softmax, soften, uniform_weights
 
 WHERE = "fusion 'stacking'"
 LOGISTIC = "sklearn.linear_model:LogisticRegression"

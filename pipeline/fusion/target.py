@@ -5,9 +5,9 @@ members is under-confident (Rahaman & Thiery 2021, 2007.08792), hence the second
 fitted on log-probabilities that the strategy gave for rows it was not fitted on.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,10 +16,12 @@ from torch.nn import functional
 
 from pipeline.calibration import fit_temperature
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.fusion.base import FusedTargets, Fusion, Outputs, log_softmax, one_thread, with_fitted
-from pipeline.metrics import classification_metrics
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, one_thread, with_fitted
+from pipeline.fusion.distributions import log_softmax
+from pipeline.metrics import join_scores, num_pieces, score_rows
 
 FOLDS = 5
+FUSED_TOGETHER = 1 << 19  # logits of all teachers: what is computed with them stays in the cache
 IMPOSSIBLE = -60.0  # log-probability of what a label rules out: e^-60 weighs nothing and fits any codec
 POOL_TEMPERATURE, JUDGED = "pool_temperature", "judged"
 FIGURES = ("accuracy", "brier", "ece", "f1", "nll", "precision", "recall")  # as `judged` is kept
@@ -85,9 +87,9 @@ class Target:
             rows, log_probs = cross_fitted(self.fusion, outputs)
             labels = outputs.labels[rows]
         else:
-            log_probs, labels = fitted.fusion.fuse(hidden(outputs), temperature=1.0).log_probs, outputs.labels
+            log_probs, labels = fuse_rows(fitted.fusion, hidden(outputs), 1.0).log_probs, outputs.labels
         temperature = fit_temperature(log_probs, labels) if self.calibrate_pool else None
-        judged = classification_metrics(log_softmax(log_probs, temperature=temperature or 1.0), labels)
+        judged = _judged(log_probs, labels, temperature or 1.0)
         return with_fitted(fitted, pool_temperature=temperature, judged=judged)
 
     def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
@@ -153,10 +155,56 @@ def cross_fitted(fusion: Fusion, outputs: Outputs, *, folds: int = FOLDS) -> tup
         raise StillroomError(
             f"fusion: {len(rows)} calibration rows with a label; expected at least 2; give the calibration split labels"
         )
-    found = []
+    log_probs = torch.empty(len(rows), *outputs.logits.shape[2:])
     for fold in range(folds):
         is_out = torch.arange(len(rows)) % folds == fold
         fitted = fusion.fit(outputs[rows[~is_out]])
-        found.append((rows[is_out], fitted.fuse(hidden(outputs[rows[is_out]]), temperature=1.0).log_probs))
-    order = torch.cat([part for part, _ in found]).argsort()
-    return rows, torch.cat([log_probs for _, log_probs in found])[order]
+        log_probs[is_out] = fuse_rows(fitted, hidden(outputs[rows[is_out]]), 1.0).log_probs
+    return rows, log_probs
+
+
+def _judged(log_probs: Tensor, labels: Tensor, temperature: float) -> dict[str, float]:
+    """Return the figures of a pool at its temperature: log-probabilities [N, ..., C], labels [N, ...]."""
+    log_probs, labels = log_probs.reshape(-1, log_probs.shape[-1]), labels.reshape(-1)
+    count = num_pieces(*log_probs.shape)
+    pieces = zip(log_probs.tensor_split(count), labels.tensor_split(count), strict=True)
+    return join_scores([score_rows(log_softmax(z, temperature=temperature), own) for z, own in pieces]).metrics()
+
+
+class Rows(Protocol):
+    """Rows that come a few at a time: Outputs, or what a store decodes then."""
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def num_teachers(self) -> int: ...
+
+    @property
+    def num_classes(self) -> int: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice) -> Outputs: ...
+
+
+def in_slices(rows: Rows) -> Iterator[Outputs]:
+    """Yield rows, as few at a time as fit into the cache."""
+    size = max(1, FUSED_TOGETHER // (rows.num_teachers * rows.num_classes))
+    return (rows[start : start + size] for start in range(0, len(rows), size))
+
+
+def fuse_rows(strategy: Target | Fusion, rows: Rows, temperature: float) -> FusedTargets:
+    """Return the targets of rows, computed a few at a time: their bits don't depend on how many."""
+    return join_targets([strategy.fuse(some, temperature=temperature) for some in in_slices(rows)])
+
+
+def join_targets(parts: Sequence[FusedTargets]) -> FusedTargets:
+    """Return the targets of several slices as one's."""
+    corrected = [part.corrected for part in parts if part.corrected is not None]
+    return FusedTargets(
+        torch.cat([part.log_probs for part in parts]),
+        torch.cat([part.weights for part in parts]),
+        torch.cat([part.disagreement for part in parts]),
+        torch.cat(corrected) if corrected else None,
+    )

@@ -15,13 +15,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, check_finite, check_positive
+from pipeline.fusion.distributions import (
     Softened,
-    check_finite,
-    check_positive,
     disagreement,
     log_softmax,
     normalised,

@@ -13,18 +13,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from pipeline.errors import unknown_name
-from pipeline.fusion.base import (
-    FusedTargets,
-    Fusion,
-    Outputs,
-    check_positive,
-    mixture,
-    normalised,
-    row_weights,
-    soften,
-    sum_classes,
-    sum_teachers,
-)
+from pipeline.fusion.base import FusedTargets, Fusion, Outputs, check_positive
+from pipeline.fusion.distributions import label_nll, mixture, normalised, row_weights, soften, sum_classes, sum_teachers
 
 BASES = ("nll", "accuracy", "class")
 PRIOR_ROWS = 10  # a class's NLL counts as far as its own rows outnumber these, which have the NLL of all rows
@@ -60,7 +50,7 @@ class Weighted(Fusion):
         if self.by == "accuracy":
             is_right = logits.argmax(dim=-1) == labels
             return self.with_state(weights=normalised(is_right.double().mean(dim=1), f"{where} by accuracy"))
-        losses = torch.stack([functional.cross_entropy(z.double(), labels, reduction="none") for z in logits])
+        losses = label_nll(logits, labels)
         if self.by == "class":
             return self.with_state(
                 class_weights=_sharpened(class_losses(losses, labels, outputs.num_classes), self.tau)

@@ -5,7 +5,6 @@ They weigh the teachers anew at every step, so nothing can be fused before: the 
 So it weighs against the labels as an offline target does (SCIENCE 0.5), and every rule for alpha sees the mixture.
 """
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -14,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.errors import StillroomError
-from pipeline.losses import distillation_loss
 from pipeline.models.taps import PENULTIMATE, last_linear, pool
+from pipeline.objective import Objective
 from pipeline.views import Batch
 from pipeline.views.draws import stream_seed
 
@@ -94,9 +93,10 @@ class Lazy:
 class LazyLoss(nn.Module):
     """A student's loss on what several teachers say of its rows; a `Loss` and a `Companion` of `pipeline.train`.
 
-    Called with student logits [B, C] and a batch with `teacher_logits` [T, B, C]; returns the loss [B] and its parts.
-    `step` follows the student's optimiser step. Its state holds weights, optimiser and counts: a run that was killed
-    goes on bit for bit. While it lives, a hook on the student's last layer keeps what that layer reads in training.
+    Called with student logits [B, C] and a batch with `teacher_logits` [T, B, C]; returns the loss [B] and its parts:
+    those of `objective`, whose target is the mixture, and the strategy's own. `step` follows the student's optimiser
+    step. Its state holds weights, optimiser and counts: a run that was killed goes on bit for bit. While it lives, a
+    hook on the student's last layer keeps what that layer reads in training.
 
     Raises: StillroomError when the strategy can't be begun, or reads features of a student without an nn.Linear.
     """
@@ -107,15 +107,13 @@ class LazyLoss(nn.Module):
         self,
         strategy: Lazy,
         model: nn.Module,
+        objective: Objective,
         *,
         num_teachers: int,
         num_classes: int,
         labelled: int,
         steps: int,
         seed: int,
-        temperature: float,
-        alpha: float | str,
-        kind: str = "kl",
     ):
         super().__init__()
         strategy.check(num_teachers)
@@ -128,8 +126,7 @@ class LazyLoss(nn.Module):
         decay = self.weigher.weight_decay
         self._optimizer = torch.optim.Adam(parameters, self.weigher.lr, weight_decay=decay) if parameters else None
         self._steps, self._taken, self._rows = steps, 0, 0
-        self._temperature = temperature
-        self._loss = functools.partial(distillation_loss, kind=kind, temperature=temperature, alpha=alpha)
+        self.objective, self._temperature = objective, objective.temperature
 
     def forward(self, student_logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each case and its parts, unweighted: [B, C] -> [B]."""
@@ -137,9 +134,10 @@ class LazyLoss(nn.Module):
         log_weights = self.weigher(rows)
         loss, parts = self._distillation(batch, rows.log_probs, student_logits, log_weights)
         terms = dict(self.weigher.terms(rows, log_weights))
+        features, compared = self.objective.features(student_logits, batch, mixed(rows.log_probs, log_weights.detach()))
         self.weight_sums += log_weights.detach().exp().double().sum(0)
         self._rows += len(batch)
-        return sum(terms.values(), loss), parts | terms
+        return sum(terms.values(), loss + features), parts | compared | terms
 
     def _seen(self, student_logits: Tensor, batch: Batch) -> Rows:
         if batch.teacher_logits is None:
@@ -164,11 +162,12 @@ class LazyLoss(nn.Module):
     def _distillation(
         self, batch: Batch, log_probs: Tensor, logits: Tensor, log_weights: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        return self._loss(logits, mixed(log_probs, log_weights), batch.labels, batch.partner_labels, batch.mix)
+        return self.objective.distil(logits, mixed(log_probs, log_weights), batch)
 
-    def step(self) -> None:
-        """Learn from the gradients that are there, and forget them."""
+    def step(self, lr: float) -> None:
+        """Learn from the gradients that are there, and forget them; its own rate does not follow the student's."""
         self._taken += 1
+        self.objective.step(lr)
         if self._optimizer is not None:
             self._optimizer.step()
             self._optimizer.zero_grad(set_to_none=True)

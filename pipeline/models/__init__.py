@@ -1,7 +1,23 @@
 """Models by name: a small zoo, torchvision's, and the user's own by import path; and a tap for their features."""
 
+from pipeline.models.ensembles import JoinedMembers, Members
 from pipeline.models.resolve import build_model, check_model, is_estimator
+from pipeline.models.soft_estimators import SoftTargetEstimator
 from pipeline.models.taps import FeatureTap, feature_widths
-from pipeline.models.zoo import MODELS, count_parameters
+from pipeline.models.tree import SoftTree
+from pipeline.models.zoo import KINDS, MODELS, count_parameters
 
-__all__ = ["MODELS", "FeatureTap", "build_model", "check_model", "count_parameters", "feature_widths", "is_estimator"]
+__all__ = [
+    "KINDS",
+    "MODELS",
+    "FeatureTap",
+    "JoinedMembers",
+    "Members",
+    "SoftTargetEstimator",
+    "SoftTree",
+    "build_model",
+    "check_model",
+    "count_parameters",
+    "feature_widths",
+    "is_estimator",
+]

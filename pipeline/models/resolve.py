@@ -16,8 +16,9 @@ import torchvision
 from torch import Tensor, nn
 
 from pipeline.errors import StillroomError, near_names, unknown_name
+from pipeline.models.ensembles import NETWORK_OPTIONS, network_parameters
 from pipeline.models.trial import check_outputs
-from pipeline.models.zoo import MODELS
+from pipeline.models.zoo import KINDS, MODELS
 
 SET_BY_STILLROOM = ("num_classes", "in_shape", "where")  # follow from the data set: never a model's own option
 
@@ -93,9 +94,10 @@ def find_builder(spec: str, where: str) -> Builder:
     prefix, colon, name = spec.partition(":")
     if colon:
         return torchvision_builder(name, where) if prefix == "torchvision" else imported_builder(prefix, name, where)
-    if spec not in MODELS:
-        raise unknown_name(where, "model", spec, [*MODELS, "torchvision:NAME", "package.module:attribute"])
-    return Builder(MODELS[spec], inspect.signature(MODELS[spec]).parameters)
+    zoo = MODELS | KINDS
+    if spec not in zoo:
+        raise unknown_name(where, "model", spec, [*zoo, "torchvision:NAME", "package.module:attribute"])
+    return Builder(zoo[spec], inspect.signature(zoo[spec]).parameters)
 
 
 def torchvision_builder(name: str, where: str) -> Builder:
@@ -173,10 +175,30 @@ def module_names(path: list[str] | None) -> list[str]:
 def option_faults(spec: str, builder: Builder, options: Mapping[str, Any], where: str) -> list[str]:
     """Return a message for each option that is unknown, missing, or of another type than the signature says."""
     place = f"{where} ({spec})"
-    own = {name: p for name, p in builder.parameters.items() if name not in SET_BY_STILLROOM}
+    try:
+        parameters = known_parameters(spec, builder, options, where)
+    except StillroomError as error:
+        return [str(error)]
+    own = {name: p for name, p in parameters.items() if name not in SET_BY_STILLROOM}
     missing = [name for name, parameter in own.items() if is_required(parameter) and name not in options]
     faults = [f"{place}: option {name!r} is missing; expected a value; add it" for name in missing]
     return faults + [fault for name, value in options.items() if (fault := option_fault(place, own, name, value))]
+
+
+def known_parameters(
+    spec: str, builder: Builder, options: Mapping[str, Any], where: str
+) -> Mapping[str, inspect.Parameter]:
+    """Return what options are checked by: for an ensemble of the zoo, also those of the network that they name.
+
+    Raises StillroomError where there is no such network.
+    """
+    option = NETWORK_OPTIONS.get(spec)
+    if option is None:
+        return builder.parameters
+    own = {key: p for key, p in builder.parameters.items() if p.kind is not inspect.Parameter.VAR_KEYWORD}
+    name = options.get(option, own[option].default)
+    # a name that is no string is told as an option of the wrong type
+    return {**network_parameters(name, f"{where} ({spec})"), **own} if isinstance(name, str) else builder.parameters
 
 
 def option_fault(place: str, own: Mapping[str, inspect.Parameter], name: str, value: Any) -> str | None:

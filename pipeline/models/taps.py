@@ -8,20 +8,23 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from pipeline.errors import StillroomError, unknown_name
 from pipeline.models.trial import in_eval_mode, zeros_for
 
 PENULTIMATE = "penultimate"  # what the classifier reads
+ATTENTION = "attention:"  # before a layer's name: where it is active instead of what it says
 
 
 class FeatureTap:
     """`logits, features = tap(x)`: the model's answer, and the pooled features [B, D] of each named layer.
 
     "penultimate" is the input of the last nn.Linear in registration order; any other name is the output of that
-    submodule. The spatial axes of [B, D, H, W] and the tokens of [B, L, D] are averaged. Gradients flow through the
-    features. Only calls of the tap are recorded, from one thread at a time; `close`, or the end of `with`, takes the
-    hooks off. Raises StillroomError for an unknown layer.
+    submodule. The spatial axes of [B, D, H, W] and the tokens of [B, L, D] are averaged; "attention:LAYER" averages the
+    squares over D instead and gives a map [B, H * W] of length one. Gradients flow through the features. Only calls of
+    the tap are recorded, from one thread at a time; `close`, or the end of `with`, takes the hooks off. Raises
+    StillroomError for an unknown layer.
     """
 
     def __init__(self, model: nn.Module, names: Sequence[str], *, where: str = "features") -> None:
@@ -65,7 +68,7 @@ class FeatureTap:
 
     def _keep(self, name: str, features: Any) -> None:
         if self._features is not None:
-            self._features[name] = pool(features, name, self._where)
+            self._features[name] = tapped(features, name, self._where)
 
 
 def feature_widths(
@@ -82,9 +85,10 @@ def find_layer(model: nn.Module, name: str, where: str) -> nn.Module:
     layers = {layer: module for layer, module in model.named_modules() if layer}
     if name == PENULTIMATE:
         return last_linear(model, where)
-    if name not in layers:
-        raise unknown_name(where, "layer", name, [PENULTIMATE, *layers])
-    return layers[name]
+    layer = name.removeprefix(ATTENTION)
+    if layer not in layers:
+        raise unknown_name(where, "layer", layer, [PENULTIMATE, *layers])
+    return layers[layer]
 
 
 def last_linear(model: nn.Module, where: str) -> nn.Linear:
@@ -96,6 +100,26 @@ def last_linear(model: nn.Module, where: str) -> nn.Linear:
             "last one; name a layer of the model instead"
         )
     return linear[-1]
+
+
+def tapped(features: Any, name: str, where: str) -> Tensor:
+    """Return what a tap keeps of a layer's output or input under that name. Raises StillroomError where it can't."""
+    return attention_maps(features, name, where) if name.startswith(ATTENTION) else pool(features, name, where)
+
+
+def attention_maps(features: Any, name: str, where: str) -> Tensor:
+    """Return the mean of squares over channels, of length one, 0 for a silent layer: [B, D, H, W] -> [B, H * W].
+
+    In float32, which squares need. Source: Zagoruyko & Komodakis 2017 (1612.03928), section 3.1.
+    """
+    if not isinstance(features, Tensor) or features.ndim != 4:
+        found = tuple(features.shape) if isinstance(features, Tensor) else type(features).__name__
+        raise StillroomError(
+            f"{where}: layer {name.removeprefix(ATTENTION)!r} gives {found}; expected a map [B, D, H, W] for {name!r}; "
+            "name a convolutional layer"
+        )
+    own = features.to(torch.float32, copy=True)  # an in-place ReLU behind the layer would take away what backward needs
+    return functional.normalize(own.square().mean(1).flatten(1), dim=1)
 
 
 def pool(features: Any, name: str, where: str) -> Tensor:

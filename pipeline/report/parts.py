@@ -123,15 +123,15 @@ def student_part(
     return Part(row, folder, details["history"])
 
 
-def student_answers(folder: Path) -> Tensor:
-    """Return a student's log-probabilities on test rows: float32 [N, C]. Raises CorruptBlockError."""
+def student_answers(folder: Path, split: str = "test") -> Tensor:
+    """Return a student's log-probabilities on held-out rows: float32 [N, C]. Raises CorruptBlockError."""
     path, manifest = folder / "answers.safetensors", read_manifest(folder)
     if manifest is None or not path.exists() or file_digest(path) != manifest.digests[path.name]:
         raise CorruptBlockError(
             f"{path}: missing or other bytes than its manifest says; expected the student's answers; "
             f"delete {folder} and run 'stillroom distill' again"
         )
-    return load_file(path)["test"].float().log_softmax(-1)
+    return load_file(path)[split].float().log_softmax(-1)
 
 
 def results(recipe: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -2,12 +2,14 @@
 
 from pipeline.store.codecs import CODECS, Codec, measure_error, parse_codec
 from pipeline.store.fill import Filled, fill
+from pipeline.store.kinds import HEAD, TargetStore, TeacherStore, open_targets, open_teacher, temperature_array
 from pipeline.store.layout import ArraySpec, Block, Layout
-from pipeline.store.reader import Store, TargetStore, TeacherStore, open_targets, open_teacher, temperature_array
+from pipeline.store.reader import Store
 from pipeline.store.writer import Computed, StoreWriter
 
 __all__ = [
     "CODECS",
+    "HEAD",
     "ArraySpec",
     "Block",
     "Codec",

@@ -22,7 +22,7 @@ from pipeline.store.codecs.base import Shuffle
 from pipeline.store.layout import ArraySpec, Layout
 from pipeline.store.records import RECORDS, Records, records_digest
 
-NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.\-]*")  # of a split, and of each part of an array's path
+NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:\-]*")  # of a split, and of each part of an array's path
 DTYPES = ("float16", "float32", "float64", "uint8", "uint16", "uint32", "uint64", "int8", "int16", "int32", "int64")
 SHUFFLES: tuple[Shuffle, ...] = ("noshuffle", "shuffle", "bitshuffle")
 MAX_CHUNK_BYTES = 1 << 30  # ours have 4-8 MB, at most 256 rows of whatever a row takes

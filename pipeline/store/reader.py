@@ -17,17 +17,17 @@ from torch import Tensor
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import require_manifest
 from pipeline.sparse import SparseTargets
-from pipeline.store.attributes import check_attributes, check_plan, read_attributes
+from pipeline.store.attributes import check_plan, read_attributes
 from pipeline.store.chunks import DamagedChunk, load
 from pipeline.store.codecs import Codec, parse_codec
-from pipeline.store.codecs.features import Fitted, restore
-from pipeline.store.describe import check_places, check_seal, check_sealed, is_own, layout_of, read_constant
+from pipeline.store.describe import check_places, check_seal, check_sealed, is_own, layout_of
 from pipeline.store.fields import field_array, held_out_codec
 from pipeline.store.layout import ROW_ARRAYS, Block
 from pipeline.store.records import read_records
 from pipeline.store.writer import FORMAT, ROOT
 from pipeline.views import Split, ViewPlan, transform_from_spec
 
+CODED = ("logits", "log_probs")  # fields of any number of classes, which a codec makes smaller
 MAKE_WITH = {"teacher store": "stillroom logits", "target store": "stillroom fuse"}
 
 
@@ -120,39 +120,47 @@ class Store:
         """Return one view of an array, whole: `[N, *tail]`, as stored."""
         return np.concatenate([self.read_block(block, name) for block in self.blocks(split, view)])
 
+    def field_parts(self, field: str, split: str) -> dict[str, str]:
+        """Return the arrays that a field lies in, by part: what no codec was applied to is one array of its name."""
+        if field in self.layout.arrays and not self.is_coded(field):
+            return {"": field}
+        return {part: field_array(field, part) for part in self.codec_in(split).parts(self.num_classes)}
+
+    def is_coded(self, field: str) -> bool:
+        """Whether a field lies as the store's codec encodes it."""
+        return field.split("/")[0] in CODED
+
+    def decode_field(self, field: str, split: str, stored: Mapping[str, Tensor]) -> Tensor | SparseTargets:
+        """Return rows of a field as they are used: its parts as stored, each [B, ..., *tail]."""
+        raise NotImplementedError
+
     def read_field(self, split: str, field: str, view: int = 0) -> dict[str, Tensor]:
         """Return one view of a field, whole, as stored: its parts by name, each `[N, ..., *tail]`."""
-        codec = self.codec_in(split)
-        return {
-            part: torch.from_numpy(self.read(split, field_array(field, part), view))
-            for part in codec.parts(self.num_classes)
-        }
+        parts = self.field_parts(field, split).items()
+        return {part: torch.from_numpy(self.read(split, name, view)) for part, name in parts}
 
     def field_block(self, block: Block, field: str) -> dict[str, Tensor]:
         """Return a block of a field as stored: its parts by name, each `[n, ..., *tail]`."""
-        codec = self.codec_in(block.split)
-        return {
-            part: torch.from_numpy(self.read_block(block, field_array(field, part)))
-            for part in codec.parts(self.num_classes)
-        }
+        parts = self.field_parts(field, block.split).items()
+        return {part: torch.from_numpy(self.read_block(block, name)) for part, name in parts}
 
     def field_buffers(self, split: str, field: str, chunks: int) -> dict[str, Tensor]:
         """Return room for so many chunks of a field, one behind the other: its parts by name."""
-        rows, parts = chunks * self.layout.chunk_rows(split), self.codec_in(split).parts(self.num_classes)
-        specs = {part: self.layout.arrays[field_array(field, part)] for part in parts}
+        rows = chunks * self.layout.chunk_rows(split)
+        specs = {part: self.layout.arrays[name] for part, name in self.field_parts(field, split).items()}
         return {part: torch.from_numpy(np.empty((rows, *spec.tail), spec.dtype)) for part, spec in specs.items()}
 
     def read_field_into(self, block: Block, field: str, buffers: Mapping[str, Tensor], slot: int) -> None:
         """Read a block's chunks of a field into the buffers, at the chunk's place `slot`. Raises CorruptBlockError."""
-        rows = self.layout.chunk_rows(block.split)
+        rows, names = self.layout.chunk_rows(block.split), self.field_parts(field, block.split)
         for part, buffer in buffers.items():
-            self.read_block_into(block, field_array(field, part), buffer.numpy()[slot * rows : (slot + 1) * rows])
+            self.read_block_into(block, names[part], buffer.numpy()[slot * rows : (slot + 1) * rows])
 
     def field_bytes(self, field: str, split: str) -> int:
         """Return what a split's field takes in memory as stored, all views, in bytes."""
         views, samples = self.layout.splits[split]
-        parts = self.codec_in(split).parts(self.num_classes)
-        return views * samples * sum(self.layout.arrays[field_array(field, part)].row_bytes for part in parts)
+        names = self.field_parts(field, split).values()
+        return views * samples * sum(self.layout.arrays[name].row_bytes for name in names)
 
     def codec_in(self, split: str) -> Codec:
         """Return the codec of a split's fields: what a held-out split is judged by is never sparse."""
@@ -208,106 +216,6 @@ class Store:
         )
 
 
-class TeacherStore(Store):
-    """Everything one teacher said about every row."""
-
-    def __init__(self, folder: Path | str):
-        super().__init__(folder, "teacher store")
-        self._feature_codecs: dict[str, Fitted] = {}
-        check_attributes(self.folder, "teacher store", self.attributes, self.layout)
-
-    def logits_block(self, block: Block) -> Tensor:
-        """Return a block's logits, up to a constant a row: float32 [n, ..., C]."""
-        return self.codec_in(block.split).decode(self.field_block(block, "logits"), self.num_classes)
-
-    def logits(self, split: str, view: int = 0) -> Tensor:
-        """Return one view's logits, up to a constant a row: float32 [N, ..., C]."""
-        return torch.cat([self.logits_block(block) for block in self.blocks(split, view)])
-
-    @property
-    def feature_layers(self) -> tuple[str, ...]:
-        """The layers whose features are kept."""
-        return tuple(name.removeprefix("features/") for name in self.layout.arrays if name.startswith("features/"))
-
-    def feature_codec(self, layer: str) -> Fitted:
-        """Return how a layer's features lie on disk, as it was fitted before the dump."""
-        described = self.attributes.get("features", {}).get(layer)
-        if described is None:  # format 1
-            width = self.layout.arrays[f"features/{layer}"].tail[-1]
-            return restore({"kind": "fp16"}, {}, width)
-        prefix = f"fitted/features/{layer}/"
-        sealed = self.manifest.digests
-        arrays = {name: read_constant(self.folder, prefix + name, sealed) for name in described["arrays"]}
-        return restore(described["codec"], arrays, described["width"])
-
-    def features(self, split: str, layer: str, view: int = 0) -> Tensor:
-        """Return one view of a layer's features: float32 [N, D], or [N, k] where they were projected."""
-        return torch.cat([self.features_block(block, layer) for block in self.blocks(split, view)])
-
-    def features_block(self, block: Block, layer: str) -> Tensor:
-        """Return a block of a layer's features: float32 [n, D]. Raises: StillroomError when they are not kept."""
-        if layer not in self.feature_layers:
-            raise StillroomError(
-                f"{self.folder}: found features of {list(self.feature_layers)}; expected {layer!r}; add it to "
-                f"logits.features and run 'stillroom logits'"
-            )
-        if f"features/{layer}" not in self.layout.arrays_in(block.split):
-            raise StillroomError(
-                f"{self.folder}: found no features of rows {block.split}, which other models answered on; expected "
-                f"another split; fit on calibration rows"
-            )
-        return self._fitted_codec(layer).decode(torch.from_numpy(self.read_block(block, f"features/{layer}")))
-
-    def _fitted_codec(self, layer: str) -> Fitted:
-        if layer not in self._feature_codecs:
-            self._feature_codecs[layer] = self.feature_codec(layer)
-        return self._feature_codecs[layer]
-
-
-class TargetStore(Store):
-    """What a fusion made of several teacher stores: log-probabilities at each temperature it was taken at."""
-
-    def __init__(self, folder: Path | str):
-        super().__init__(folder, "target store")
-        check_attributes(self.folder, "target store", self.attributes, self.layout)
-
-    @property
-    def temperatures(self) -> tuple[float, ...]:
-        """The temperatures the mixture was taken at."""
-        return tuple(self.attributes["temperatures"])
-
-    @property
-    def teachers(self) -> tuple[str, ...]:
-        """The teachers, in the order of the weights' last axis."""
-        return tuple(self.attributes["teachers"])
-
-    def field_at(self, temperature: float) -> str:
-        """Return the name of the field that holds log p_F at this temperature. Raises StillroomError."""
-        if temperature not in self.temperatures:
-            raise StillroomError(
-                f"{self.folder}: found targets at temperatures {list(self.temperatures)}; expected {temperature}; "
-                f"add it to the fusion's temperatures and run 'stillroom fuse'"
-            )
-        return temperature_array(temperature)
-
-    def log_probs(self, split: str, view: int = 0, *, temperature: float = 1.0) -> Tensor:
-        """Return one view's targets: float32 [N, ..., C], log p_F taken at the temperature."""
-        stored = self.read_field(split, self.field_at(temperature), view)
-        return self.codec_in(split).decode(stored, self.num_classes).log_softmax(-1)
-
-    def decode(self, split: str, stored: Mapping[str, Tensor]) -> Tensor | SparseTargets:
-        """Return what a loss learns from: log-probabilities [B, ..., C], or what a sparse codec keeps of them."""
-        codec = self.codec_in(split)
-        if codec.is_sparse:
-            return codec.sparse(stored)  # type: ignore[attr-defined]
-        return codec.decode(stored, self.num_classes).log_softmax(-1)
-
-
-def temperature_array(temperature: float) -> str:
-    """Return the array's name for a temperature: log_probs/t1, log_probs/t2.5."""
-    return f"log_probs/t{temperature:.12g}"
-
-
 def _format(folder: Path, attributes: Mapping[str, Any]) -> int:
     found = attributes.get("format")
     if type(found) is not int or found not in range(1, FORMAT + 1):
@@ -315,13 +223,3 @@ def _format(folder: Path, attributes: Mapping[str, Any]) -> int:
             f"{folder}: found store format {found!r}; expected 1 to {FORMAT}; read it with the release that wrote it"
         )
     return found
-
-
-def open_teacher(folder: Path | str) -> TeacherStore:
-    """Open a finished teacher store."""
-    return TeacherStore(folder)
-
-
-def open_targets(folder: Path | str) -> TargetStore:
-    """Open a finished target store."""
-    return TargetStore(folder)

@@ -29,6 +29,7 @@ class SklearnTeacher:
     def __init__(self, estimator: Any, num_classes: int):
         self.estimator, self.num_classes = estimator, num_classes
         self.feature_widths: Mapping[str, int] = {}
+        self.head = None
 
     def predict(self, inputs: Tensor) -> Answers:
         """Return log-probabilities as logits: float32 [B, C, H, W] -> Answers without features."""

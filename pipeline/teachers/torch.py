@@ -3,11 +3,12 @@
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from pipeline.answers import Answers
-from pipeline.models.taps import FeatureTap, feature_widths
+from pipeline.models.taps import PENULTIMATE, FeatureTap, feature_widths, last_linear
 from pipeline.models.weights import save_weights
 from pipeline.train import Evaluate, Fitted, Schedule, fit, label_loss
 from pipeline.views import ViewLoader
@@ -25,6 +26,16 @@ class TorchTeacher:
         self.feature_widths: Mapping[str, int] = feature_widths(model, layers, in_shape) if layers else {}
         self._tap = FeatureTap(model, layers)
         self._precision = precision
+        self._layers = tuple(layers)
+
+    @property
+    def head(self) -> tuple[np.ndarray, np.ndarray] | None:
+        """Its last layer, weights [C, D] and offsets [C], where the features that it reads are asked for."""
+        if PENULTIMATE not in self._layers:
+            return None
+        layer = last_linear(self.model, "features")
+        bias = torch.zeros(layer.out_features) if layer.bias is None else layer.bias
+        return layer.weight.detach().float().cpu().numpy(), bias.detach().float().cpu().numpy()
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Answers:

@@ -1,6 +1,7 @@
 """The order rows are shown in: pure functions of (seed, epoch), so that a position is all there is to resume from."""
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 
@@ -52,11 +53,16 @@ class ViewLoader:
         seed: int,
         positions: np.ndarray | None = None,
         order: Callable[[int], np.ndarray | None] = lambda epoch: None,
+        share: tuple[int, int] = (0, 1),
     ):
-        """`positions` are the rows to show (all by default); `order(epoch)` may give an order of its own."""
+        """`positions` are the rows to show (all by default); `order(epoch)` may give an order of its own.
+
+        `share` is (rank, ranks): the part of each batch to show where several processes share it, the same batches
+        however many they are.
+        """
         self.replayer, self.split, self.batch_size, self.seed = replayer, split, batch_size, seed
         self.positions = np.arange(len(replayer.plan.splits[split])) if positions is None else positions
-        self._own_order = order
+        self._own_order, self._rank, self._ranks = order, *share
         self.epoch = self.step = 0
 
     def __len__(self) -> int:
@@ -69,7 +75,9 @@ class ViewLoader:
         rows = cut(self._order(), self.batch_size)
         while self.step < len(rows):
             self.step += 1  # before the yield: a state taken after a batch points at the next one
-            yield self.replayer.batch(self.split, view, rows[self.step - 1])
+            whole = rows[self.step - 1]
+            batch = self.replayer.batch(self.split, view, whole[self._rank :: self._ranks])
+            yield batch if self._ranks == 1 else replace(batch, whole=len(whole))
         self.epoch, self.step = self.epoch + 1, 0
 
     def _order(self) -> np.ndarray:

@@ -1,7 +1,8 @@
 """Replay: the pixels of any row, made again from the plan, and a digest that proves it is the same row."""
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Protocol, Self
 
 import numpy as np
@@ -38,8 +39,10 @@ class Batch:
 
     `inputs` float32 [B, C, H, W]; `labels`, `partner_labels` int64 [B]; `mix` float32 [B], the share of the row's
     own label; `positions` int64 [B] within the split; `target_log_probs` [B, ..., C], or
-    those of some classes a row, when a target store is joined; `teacher_logits` float32 [T, B, ..., C] when the
-    teachers' own stores are.
+    those of some classes a row, when a target store is joined, `weights` float32 [B, T] those of its teachers;
+    `teacher_logits` float32 [T, B, ..., C] when the teachers' own stores are; `features` of each teacher by layer,
+    float32 [B, D] ([B, 0] of one without it), `negatives` [n, D] of other rows. `whole` is the number of rows of the
+    batch where several processes share it.
     """
 
     inputs: Tensor
@@ -50,6 +53,10 @@ class Batch:
     view: int
     target_log_probs: Tensor | SparseTargets | None = None
     teacher_logits: Tensor | None = None
+    weights: Tensor | None = None
+    features: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    negatives: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
+    whole: int | None = None
 
     def __len__(self) -> int:
         return len(self.positions)

@@ -27,7 +27,7 @@ from tests.bench.store_peers import BATCH, CLASSES, READERS, PeerError, Peers
 from tests.bench.store_write import ARRAY, BLOCK_ROWS, TARGETS, fill_store, open_writer, without_fsync
 
 WINDOW, REPEATS = 4, 5
-Decode = Callable[[str, Mapping[str, Tensor]], Any]  # split, parts as stored -> what is shown
+Decode = Callable[[str, str, Mapping[str, Tensor]], Any]  # field, split, parts as stored -> what is shown
 
 
 class Source(Protocol):
@@ -43,7 +43,7 @@ class Blocks:
 
     layout: Layout
     read: Callable[[Block, np.ndarray], object]
-    decode: Decode
+    decode_field: Decode
 
     def block(self, split: str, view: int, index: int) -> Block:
         """Return one block."""
@@ -64,7 +64,7 @@ def stream(blocks: Any) -> Streamed:
     return Streamed(blocks, ARRAY, "train", torch.device("cpu"), seed=0, window=WINDOW)
 
 
-def as_stored(split: str, stored: Mapping[str, Tensor]) -> Tensor:
+def as_stored(field: str, split: str, stored: Mapping[str, Tensor]) -> Tensor:
     """Return fp16 as it lies."""
     return stored[""]
 

@@ -198,7 +198,7 @@ def test_a_few_lines_decode_top_k_targets(targets, tmp_path, reader):
     kept = np.exp(log_softmax(values)) * (1 - rest[..., None])
     for view in range(3):
         block = store.field_block(store.block("train", view, 0), "log_probs/t4")
-        ours = store.decode("train", block)
+        ours = store.decode_field("log_probs/t4", "train", block)
         count = len(ours.ids)
         assert np.array_equal(ours.ids.numpy(), ids[view][:count])
         np.testing.assert_allclose(ours.log_probs.exp().numpy(), kept[view][:count], atol=1e-6)

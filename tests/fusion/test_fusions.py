@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pipeline.errors import StillroomError
 from pipeline.fusion import FUSIONS, FusedTargets, Fusion, Mean, Outputs, Weighted
-from pipeline.fusion.base import disagreement, kl, mixture, soften, sum_classes
+from pipeline.fusion.distributions import disagreement, kl, mixture, soften, sum_classes
 from pipeline.fusion.mean import MEANS
 from pipeline.losses import kl_divergence
 from pipeline.views import RowKeys

@@ -16,7 +16,7 @@ from toys import CLASSES, SHAPE, fuse_store, make_encoding, make_teacher, teache
 from pipeline import dump, joined
 from pipeline.errors import StillroomError
 from pipeline.fusion import Gated, Mean, Meta, Network, Outputs, Target
-from pipeline.fusion.base import soften
+from pipeline.fusion.distributions import soften
 from pipeline.fusion.gated import confidences, fit_gate
 from pipeline.fusion.meta import Proxy, cross_entropy, look_ahead, mixed, proxy_inputs
 from pipeline.fusion.scorer import describe, initial, learned, log_weights, split_rows, standardised, weights_by_row

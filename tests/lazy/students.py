@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from pipeline.lazy import LAZY, LazyLoss
 from pipeline.models import build_model
+from pipeline.objective import Objective
 from pipeline.train import seeded
 from pipeline.views import Batch
 
@@ -53,9 +54,15 @@ def begun(
     name: str, options: dict[str, Any], model: nn.Module, num_teachers: int, *, steps: int = 10, **others: Any
 ) -> LazyLoss:
     """The loss of a strategy on this student."""
-    settings = {"labelled": 3, "seed": 4, "temperature": 2.0, "alpha": 0.0, **others}
+    said = {
+        "temperature": 2.0,
+        "alpha": 0.0,
+        **{k: others.pop(k) for k in ("temperature", "alpha", "kind") if k in others},
+    }
+    settings = {"labelled": 3, "seed": 4, **others}
+    objective = Objective(model, steps=steps, **said)
     return LazyLoss(
-        LAZY[name](**options), model, num_teachers=num_teachers, num_classes=CLASSES, steps=steps, **settings
+        LAZY[name](**options), model, objective, num_teachers=num_teachers, num_classes=CLASSES, steps=steps, **settings
     )
 
 
@@ -68,6 +75,6 @@ def trained(loss: LazyLoss, model: nn.Module, batches: list[Batch]) -> list[Tens
         optimizer.zero_grad()
         cases.mean().backward()
         optimizer.step()
-        loss.step()
+        loss.step(1e-3)
         losses.append(cases.detach())
     return losses

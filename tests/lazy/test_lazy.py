@@ -17,6 +17,7 @@ from pipeline.lazy.base import mixed
 from pipeline.loader import TeacherLoader
 from pipeline.losses import cross_entropy, distillation_loss, kl_divergence
 from pipeline.models import build_model
+from pipeline.objective import Objective
 from pipeline.train import Schedule, fit, predict, seeded
 
 over_all = pytest.mark.parametrize(("name", "options"), VARIANTS)
@@ -134,8 +135,9 @@ def run(stores, dataset, name, options, **saved: Any):
     build = {"num_classes": num_classes, "in_shape": shape, "width": 8, "depth": 1, "dropout": 0.3}
     model = seeded(lambda: build_model("mlp", **build), 0)
     loader = TeacherLoader(stores.teachers, dataset, batch_size=13, seed=3)
-    settings = {"labelled": 10, "seed": 5, "temperature": 2.0, "alpha": "conditional", "steps": SCHEDULE.steps}
-    loss = LazyLoss(LAZY[name](**options), model, num_teachers=2, num_classes=num_classes, **settings)
+    settings = {"labelled": 10, "seed": 5, "steps": SCHEDULE.steps}
+    objective = Objective(model, steps=SCHEDULE.steps, temperature=2.0, alpha="conditional")
+    loss = LazyLoss(LAZY[name](**options), model, objective, num_teachers=2, num_classes=num_classes, **settings)
     held_out = [loader.replayer.batch("calibration", 0, np.arange(8))]
 
     def evaluate(model: nn.Module) -> dict[str, float]:

@@ -9,12 +9,14 @@ import pytest
 from PIL import Image
 from rich.console import Console
 from safetensors.torch import load_file
+from torch import nn
 
 from pipeline import report as reports
 from pipeline import train
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
-from stages import distill, fuse, gc, logits, report, status
+from pipeline.objective import Objective
+from stages import distill, fuse, gc, logits, report, runs, status, students
 from stages.load import load_recipe
 from stages.workspace import Workspace
 
@@ -88,8 +90,8 @@ def open_workspace(root: Path, *overrides: str, console: Console | None = None) 
 
 
 def student_of(ws: Workspace) -> Path:
-    (job,) = distill.runs(ws, ws.recipe.student[0])
-    return distill.folder_of(ws, job)
+    (job,) = runs.runs(ws, ws.recipe.student[0])
+    return runs.folder_of(ws, job)
 
 
 def test_a_student_distills_from_the_stores_alone_and_says_whom_it_followed(home: Path) -> None:
@@ -149,8 +151,10 @@ def test_killed_in_mid_epoch_the_weigher_goes_on_with_the_student(home: Path, mo
         step(self, batch)
 
     save_always = {"checkpoint_seconds": 0.0}
-    fit = distill.fit
-    monkeypatch.setattr(distill, "fit", lambda *arguments, **options: fit(*arguments, **{**options, **save_always}))
+    fit = distill.fit_together
+    monkeypatch.setattr(
+        distill, "fit_together", lambda *arguments, **options: fit(*arguments, **{**options, **save_always})
+    )
     monkeypatch.setattr(train.Run, "step", dies)
     with pytest.raises(Killed):
         distill.run(open_workspace(home, learned))
@@ -208,9 +212,10 @@ def test_a_recipe_of_lazy_fusions_alone_is_reported(home: Path) -> None:
 def test_without_a_label_in_sight_meta_online_stops_before_training(home: Path) -> None:
     mixed = ("views.mix={kind='mixup', views=2}", "fusion.agree.strategy=meta_online")
     ws = open_workspace(home, *mixed)
-    (job,) = distill.runs(ws, ws.recipe.student[0])
+    (job,) = runs.runs(ws, ws.recipe.student[0])
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(StillroomError, match=r"fusion 'meta_online': found no train row that shows its label"):
-        distill._lazy_loss(ws, job, train.nn.Sequential(train.nn.Flatten(), train.nn.Linear(64, 3)), 10)
+        students.lazy_loss(ws, job, model, Objective(model, steps=10), 10)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def test_stores_in_blocks_of_other_sizes_are_streamed_in_one_order(uneven, datas
         assert sorted(np.concatenate([batch.positions for batch in epoch])) == list(range(40))
         for batch in epoch:
             torch.testing.assert_close(batch.teacher_logits, expected_logits(teachers, batch))
-    assert all(len(source._read) <= 2 for source in one._sources)
+    assert all(len(source._read) <= 2 for source in one._shared._made)
 
 
 @over_sources
@@ -134,7 +134,7 @@ def test_stores_of_another_plan_or_other_pixels_are_refused(stores, dataset, tmp
 
 
 def test_rows_of_every_store_are_replayed_not_of_the_first_alone(stores, dataset, monkeypatch):
-    from pipeline import loader as module
+    from pipeline.loader import proof as module
 
     seen, check = [], module.check_replay
 

@@ -89,7 +89,7 @@ def test_the_students_gradient_is_turned_round_and_scaled_the_discriminators_is_
     model, batch = student(), batch_of(teachers(3, 8, CLASSES))
     loss = begun("adversarial", {"weight": 0.3, "identity": identity}, model, 3)
     for _ in range(steps_taken):
-        loss.step()
+        loss.step(1e-3)
     logits = model(batch.inputs).detach().requires_grad_()
     own = list(loss.weigher.parameters())
     total, parts = loss(logits, batch)
@@ -131,7 +131,7 @@ def test_the_discriminator_learns_to_tell_a_student_that_does_not_change():
     for _ in range(200):
         total, parts = loss(logits, batch)
         total.mean().backward()
-        loss.step()
+        loss.step(1e-3)
         seen.append(parts["adversarial"].mean().item())
     assert seen[-1] < 0.5 * seen[0]
 
@@ -280,7 +280,7 @@ def test_curriculum_is_the_formula_and_ends_uniform(easy_first, steps_taken):
     model, batch = student(), batch_of(teachers(3, 8, CLASSES))
     loss = begun("curriculum", {"tau": 0.7, "easy_first": easy_first}, model, 3)
     for _ in range(steps_taken):
-        loss.step()
+        loss.step(1e-3)
     weights, _, logits = weights_of(loss, model, batch)
     student_log_probs, sign = (logits / 2).log_softmax(-1), 1 if easy_first else -1
     distances = torch.stack(
@@ -295,6 +295,6 @@ def test_curriculum_is_the_formula_and_ends_uniform(easy_first, steps_taken):
     chosen = weights.argmax(1) if easy_first else weights.argmin(1)
     assert torch.equal(chosen, nearest)
     for _ in range(10 - steps_taken):
-        loss.step()
+        loss.step(1e-3)
     uniform, _, _ = weights_of(loss, model, batch)
     torch.testing.assert_close(uniform, torch.full((8, 3), 1 / 3))

@@ -65,7 +65,7 @@ def test_every_fault_of_the_options_is_told_at_once(name):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("vgg_smal", "here: unknown model 'vgg_smal'; expected one of 7; did you mean 'vgg_small'"),
+        ("vgg_smal", "here: unknown model 'vgg_smal'; expected one of 11; did you mean 'vgg_small'"),
         (
             "torchvision:resnet81",
             "here: unknown torchvision model 'resnet81'; expected one of .*; did you mean 'resnet",

@@ -70,6 +70,41 @@ def test_pictures_are_averaged_over_positions_and_sequences_over_tokens():
         torch.testing.assert_close(tap(tokens)[1]["0"], norm(tokens).mean(1))
 
 
+def test_attention_is_where_the_squares_are_and_has_length_one():
+    conv, x = nn.Conv2d(1, 6, 3), pictures()
+    with FeatureTap(nn.Sequential(conv), ["0", "attention:0"]) as tap:
+        features = tap(x)[1]
+    energy = conv(x).square().sum(1).flatten(1)
+    assert features["0"].shape == (4, 6)
+    torch.testing.assert_close(features["attention:0"], energy / energy.norm(dim=1, keepdim=True))
+    assert feature_widths(model_of("vgg_small"), ["attention:stage1"], IN_SHAPE) == {"attention:stage1": 16 * 16}
+
+
+def test_attention_stays_finite_for_large_and_for_silent_layers():
+    x = torch.stack([torch.zeros(1, 4, 4), torch.full((1, 4, 4), 300.0)]).half().requires_grad_()  # 300² is inf in fp16
+    with FeatureTap(nn.Sequential(nn.Identity()), ["attention:0"]) as tap:
+        found = tap(x)[1]["attention:0"]
+    torch.testing.assert_close(found, torch.stack([torch.zeros(16), torch.full((16,), 0.25)]))
+    found.sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_attention_of_an_in_place_layer_still_has_its_gradient():
+    conv, x = nn.Conv2d(1, 3, 3), pictures()
+    with FeatureTap(nn.Sequential(conv, nn.ReLU(inplace=True)), ["attention:0"]) as tap:
+        tap(x)[1]["attention:0"].max().backward()
+    assert conv.weight.grad is not None
+
+
+def test_attention_of_a_layer_without_a_map_is_told():
+    message = r"features: layer 'hidden1' gives \(4, 8\); expected a map \[B, D, H, W\] for 'attention:hidden1'"
+    with FeatureTap(model_of("mlp"), ["attention:hidden1"]) as tap, pytest.raises(StillroomError, match=message):
+        tap(pictures())
+    with pytest.raises(StillroomError, match="features: unknown layer 'stage7'"):
+        FeatureTap(model_of("vgg_small"), ["attention:stage7"])
+
+
 def test_what_was_tapped_survives_an_in_place_layer_behind_it():
     linear = nn.Linear(4, 4)
     x = torch.randn(8, 4)

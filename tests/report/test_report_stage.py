@@ -12,7 +12,7 @@ from rich.console import Console
 from pipeline import report as reports
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import MANIFEST, Manifest
-from stages import distill, report
+from stages import distill, report, runs
 from stages.league import LEAGUE
 from stages.load import load_recipe
 from stages.workspace import Workspace
@@ -134,8 +134,8 @@ def test_nothing_at_all_is_a_clear_error_and_fetches_nothing(finished: Path) -> 
 
 def test_other_bytes_of_a_students_answers_are_refused(finished: Path) -> None:
     ws = open_workspace(finished, "name=damaged")
-    (job, *_) = distill.runs(ws, ws.recipe.student[0])
-    folder = distill.folder_of(ws, job)
+    (job, *_) = runs.runs(ws, ws.recipe.student[0])
+    folder = runs.folder_of(ws, job)
     assert (folder / MANIFEST).exists()
     path = folder / "answers.safetensors"
     sound = path.read_bytes()

@@ -11,7 +11,7 @@ from few import OWN_TEACHER, ROOT, contents, settle, workspace
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
-from stages import distill, fuse, gc, logits, report, status, teachers, verify
+from stages import distill, fuse, gc, logits, report, runs, status, teachers, verify
 
 
 @pytest.fixture(scope="module")
@@ -96,9 +96,9 @@ def test_distill_needs_no_teacher_neither_weights_nor_code(home):
 def test_baselines_come_by_themselves_and_see_as_many_steps(made):
     _, ws = made
     entry = ws.recipe.find("student", "tiny")
-    jobs = list(distill.runs(ws, entry))
+    jobs = list(runs.runs(ws, entry))
     assert {job.role for job in jobs} == {"student", "hard_labels", "best_single", "uniform_mean"}
-    assert len({read_manifest(distill.folder_of(ws, job)).details["steps"] for job in jobs}) == 1
+    assert len({read_manifest(runs.folder_of(ws, job)).details["steps"] for job in jobs}) == 1
 
 
 def test_results_keep_the_contract(made):
@@ -165,8 +165,8 @@ def test_training_killed_mid_epoch_continues_and_ends_the_same(home, monkeypatch
         entry = ws.recipe.find("teacher", "conv")
         folder, again = ws.teacher_folder(entry), lambda: teachers.ensure(workspace(home), entry)
     else:
-        job = next(distill.runs(ws, ws.recipe.find("student", "tiny")))
-        folder, again = distill.folder_of(ws, job), lambda: distill.ensure(workspace(home), job)
+        job = next(runs.runs(ws, ws.recipe.find("student", "tiny")))
+        folder, again = runs.folder_of(ws, job), lambda: distill.ensure(workspace(home), job)
     whole = load_file(folder / "weights.safetensors")
     shutil.rmtree(folder)
     save, step, taken = train.Run.save, train.Run.step, []
@@ -181,7 +181,8 @@ def test_training_killed_mid_epoch_continues_and_ends_the_same(home, monkeypatch
         step(self, batch)
 
     monkeypatch.setattr(train.Run, "save", every_step)
-    monkeypatch.setattr(train.fit, "__kwdefaults__", {**train.fit.__kwdefaults__, "checkpoint_seconds": 0.0})
+    for loop in (train.fit, train.fit_together):
+        monkeypatch.setattr(loop, "__kwdefaults__", {**loop.__kwdefaults__, "checkpoint_seconds": 0.0})
     monkeypatch.setattr(train.Run, "step", dies)
     with pytest.raises(Killed):
         again()

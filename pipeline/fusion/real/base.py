@@ -1,16 +1,15 @@
 """What fusions of real numbers return and are built from: elementwise, in one order, so that blocks don't matter."""
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Self
+from dataclasses import dataclass
+from typing import Self
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import name_of, sum_classes, sum_teachers, with_fitted
+from pipeline.fusion.base import Strategy, name_of
+from pipeline.fusion.distributions import sum_classes, sum_teachers
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,13 +28,8 @@ class FusedReals:
 
 
 @dataclass(frozen=True)
-class RealFusion:
-    """A frozen dataclass whose fields are plain JSON options; a wrong option raises StillroomError at once.
-
-    `state` holds what was fitted, as arrays by name, teachers along the first axis of those that have one.
-    """
-
-    state: Mapping[str, Tensor] = field(default_factory=dict, init=False, repr=False, compare=False)
+class RealFusion(Strategy):
+    """A strategy for real numbers."""
 
     @property
     def is_fitted_on_rows(self) -> bool:
@@ -56,14 +50,6 @@ class RealFusion:
         outputs than it was fitted on.
         """
         raise NotImplementedError
-
-    def fitted(self) -> dict[str, Any]:
-        """Return what was fitted, as JSON for people: the small arrays; lists run by teacher position."""
-        return {name: values.tolist() for name, values in self.state.items() if values.numel() <= 1000}
-
-    def with_state(self, **state: Tensor | np.ndarray) -> Self:
-        """Return a copy that holds what was fitted."""
-        return with_fitted(self, state={name: torch.as_tensor(values) for name, values in state.items()})
 
     def fitted_state(self, name: str, like: Tensor, *, has_teachers: bool = True) -> Tensor:
         """Return what was fitted, so that it broadcasts over values `like` [T, B, *S]: [T, 1, *S] or [1, *S], float64.

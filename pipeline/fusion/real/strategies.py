@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from pipeline.errors import StillroomError
-from pipeline.fusion.base import check_positive, sum_teachers
+from pipeline.fusion.base import check_positive
+from pipeline.fusion.distributions import sum_teachers
 from pipeline.fusion.real.base import (
     FusedReals,
     RealFusion,

@@ -1,0 +1,6 @@
+"""What a student minimises: its labels, what the teachers said, their features; and what learns beside it."""
+
+from pipeline.objective.following import Followed, follow
+from pipeline.objective.loss import Objective, targets_of
+
+__all__ = ["Followed", "Objective", "follow", "targets_of"]

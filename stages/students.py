@@ -1,0 +1,231 @@
+"""One student: what it is built from, reads and minimises, how it is judged, and what is kept of it."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from pipeline.features import FeatureEntry, ThroughHead, parse_feature_loss
+from pipeline.lazy import LAZY, LazyLoss
+from pipeline.lineage import Manifest, file_digest, write_cost
+from pipeline.loader import Reading
+from pipeline.losses import kl_divergence
+from pipeline.metrics import agreement, classification_metrics
+from pipeline.models import build_model, count_parameters
+from pipeline.models.weights import save_weights
+from pipeline.objective import Followed, Objective, follow
+from pipeline.store import TargetStore, TeacherStore, open_targets, open_teacher
+from pipeline.train import Companion, Fitted, Loss, Ranks, Trainee, label_loss, predict, prepare, seeded
+from pipeline.train import Run as Training
+from stages.runs import Run, config_of, folder_of
+from stages.show import quick_scores
+from stages.workspace import Workspace
+
+WEIGHTS, ANSWERS, CHECKPOINT = "weights.safetensors", "answers.safetensors", "checkpoint.pt"
+HEAD_WIDTH = "head_width"  # of the teacher's classifier that a student answers through
+
+
+@dataclass(frozen=True, eq=False)
+class Student:
+    """A run that is about to train: where it is kept, what it reads, and its training."""
+
+    job: Run
+    folder: Path
+    reading: Reading
+    trainee: Trainee
+    lazy: LazyLoss | None
+
+    @property
+    def model(self) -> nn.Module:
+        """The network in training."""
+        return self.trainee.run.model
+
+
+def reading_of(ws: Workspace, job: Run) -> Reading:
+    """Return what a run reads of stores; they must be there."""
+    if job.fusion is None:
+        return Reading()
+    names = ws.fused_teachers(job.fusion)
+    teachers = tuple(open_teacher(ws.teacher_store_folder(ws.recipe.find("teacher", name))) for name in names)
+    entries = feature_entries(job)
+    features = {entry.layer: teachers for entry in entries}
+    negatives = max((entry.loss.num_negatives for entry in entries), default=0)
+    if job.is_lazy:
+        return Reading(teachers=teachers, calibrate=job.fusion.calibrate, features=features, negatives=negatives)
+    targets = open_targets(ws.target_folder(job.fusion))
+    temperature = job.entry.loss.temperature
+    return Reading(targets, temperature, bool(features), features=features, negatives=negatives)
+
+
+def feature_entries(job: Run) -> list[FeatureEntry]:
+    """Return the feature losses of a run; baselines have none, for they show what targets alone do."""
+    where = f"student.{job.entry.name}.loss.features"
+    specs = job.entry.loss.features if job.is_own and job.fusion is not None else []
+    return [parse_feature_loss(spec, f"{where}[{place}]") for place, spec in enumerate(specs)]
+
+
+def begin(
+    ws: Workspace,
+    job: Run,
+    reading: Reading,
+    *,
+    ranks: Ranks,
+    on_step: Callable[[int], None],
+    on_evaluate: Callable[[dict[str, float]], None] = lambda figures: None,
+) -> Student:
+    """Return a run ready to train, its first weights drawn from its seed."""
+    entry, where = job.entry, f"student.{job.entry.name}"
+    model = prepare(_untrained(ws, job), ws.device)
+    stores = _feature_stores(reading)
+    followed: list[Followed] = []
+    if entries := feature_entries(job):
+        shape = {"num_classes": len(ws.classes), "in_shape": ws.dataset.shape}
+        model, followed = follow(entries, model, stores, **shape, seed=job.draws_seed, where=where)  # type: ignore[arg-type]
+        model = model.to(ws.device)
+    steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
+    monitor = entry.monitor if reading.targets is not None else "nll"
+    schedule = replace(ws.schedule(entry, steps, epoch), monitor=monitor)
+    loss, companion, lazy = _loss(ws, job, model, followed, steps)
+    precision, folder = ws.precision(entry), folder_of(ws, job)
+    training = Training(
+        model,
+        loss,
+        schedule,
+        seed=job.draws_seed,
+        precision=precision,
+        where=where,
+        companion=companion,
+        ranks=ranks,
+    )
+    judge = partial(judged, ws, precision=precision, targets=reading.targets if monitor == "kl" else None, job=job)
+    trainee = Trainee(training, judge, folder / CHECKPOINT, on_step, on_evaluate)
+    return Student(job, folder, reading, trainee, lazy)
+
+
+def _untrained(ws: Workspace, job: Run) -> nn.Module:
+    entry = job.entry
+    build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape)
+    return seeded(lambda: build(where=f"student.{entry.name}", **entry.options), job.draws_seed)
+
+
+def _feature_stores(reading: Reading) -> Sequence[TeacherStore]:
+    return next(iter(reading.features.values()), ())
+
+
+def _loss(
+    ws: Workspace, job: Run, model: nn.Module, followed: Sequence[Followed], steps: int
+) -> tuple[Loss, Companion | None, LazyLoss | None]:
+    """Return what a run minimises, what learns beside it, and what weighs the teachers where that needs the student."""
+    loss = job.entry.loss
+    if job.fusion is None:
+        smoothing = loss.smoothing if job.is_own else 0.0
+        return partial(label_loss, smoothing=smoothing), None, None
+    objective = Objective(
+        model,
+        steps=steps,
+        kind=loss.kind,
+        options=loss.options,
+        temperature=loss.temperature,
+        alpha=loss.alpha,
+        smoothing=loss.smoothing,
+        followed=followed,
+        held_out=ws.held_out("calibration"),
+        where=f"student.{job.entry.name}",
+    )
+    if not job.is_lazy or job.is_each:
+        return objective, objective, None
+    lazy = lazy_loss(ws, job, model, objective, steps)
+    return lazy, lazy, lazy
+
+
+def lazy_loss(ws: Workspace, job: Run, model: nn.Module, objective: Objective, steps: int) -> LazyLoss:
+    """Return the loss that weighs the teachers as the student trains, with whatever it learns itself."""
+    assert job.fusion is not None
+    plan = ws.plan
+    shows_labels = not all(plan.is_mixed("train", view) for view in range(plan.count))
+    return LazyLoss(
+        LAZY[job.fusion.strategy](**job.fusion.options),
+        model,
+        objective,
+        num_teachers=len(ws.fused_teachers(job.fusion)),
+        num_classes=len(ws.classes),
+        labelled=len(plan.splits["train"].labelled) if shows_labels else 0,
+        steps=steps,
+        seed=job.draws_seed,
+    )
+
+
+def judged(
+    ws: Workspace, model: nn.Module, *, precision: str, targets: TargetStore | None, job: Run
+) -> dict[str, float]:
+    """Return what training is steered by: NLL and accuracy on calibration rows; with targets, how far it is from them.
+
+    "kl" is KL(target ‖ student) at the temperature of the loss, times its square, in nats.
+    """
+    figures = quick_scores(model, ws.held_out("calibration"), precision)
+    if targets is not None:
+        temperature = job.entry.loss.temperature
+        wanted = targets.log_probs("calibration", temperature=temperature)
+        log_probs = predict(model, iter(ws.held_out("calibration")), precision=precision)
+        figures["kl"] = kl_divergence(log_probs, wanted, temperature=temperature).mean().item()
+    return figures
+
+
+def seal(ws: Workspace, student: Student, fitted: Fitted) -> Manifest:
+    """Write a trained student: weights, answers on held-out rows, and its manifest."""
+    job, model, folder = student.job, student.model, student.folder
+    precision = ws.precision(job.entry)
+    answers = {name: predict(model, iter(ws.held_out(name)), precision=precision) for name in ("calibration", "test")}
+    folder.mkdir(parents=True, exist_ok=True)
+    save_weights(model, folder / WEIGHTS)
+    details: dict[str, Any] = {
+        "teacher_forwards": 0,  # `train` holds it to that
+        "history": fitted.history,
+        "best_step": fitted.best_step,
+        "steps": fitted.steps,
+        "rows": fitted.rows,
+    }
+    if isinstance(model, ThroughHead):
+        details[HEAD_WIDTH] = model.width
+    if student.lazy is not None and job.fusion is not None:
+        details["teacher_weights"] = dict(zip(ws.fused_teachers(job.fusion), student.lazy.mean_weights, strict=True))
+    manifest = write(ws, job, folder, answers, student.reading.targets, model=model, details=details)
+    write_cost(folder, {"training_seconds": fitted.seconds})
+    (folder / CHECKPOINT).unlink(missing_ok=True)
+    return manifest
+
+
+def write(
+    ws: Workspace,
+    job: Run,
+    folder: Path,
+    answers: Mapping[str, Tensor],
+    targets: TargetStore | None,
+    *,
+    model: nn.Module | None,
+    details: Mapping[str, Any],
+    files: Sequence[str] = (WEIGHTS,),
+) -> Manifest:
+    """Seal a student's folder, whose `files` are there: answers as log-probabilities [N, C] by split."""
+    save_file({name: rows.half().contiguous() for name, rows in answers.items()}, folder / ANSWERS)
+    labels = {name: torch.from_numpy(ws.plan.splits[name].labels) for name in answers}
+    metrics: dict[str, Any] = {name: classification_metrics(rows, labels[name]) for name, rows in answers.items()}
+    if targets is not None:
+        fused = targets.log_probs("test", temperature=job.entry.loss.temperature)
+        metrics["test"]["agreement"] = agreement(answers["test"], fused)
+    counted = {} if model is None else {"parameters": count_parameters(model)}
+    manifest = Manifest(
+        kind="student",
+        name=job.name,
+        config=config_of(ws, job),
+        digests={name: file_digest(folder / name) for name in (*files, ANSWERS)},
+        metrics=metrics,
+        details={"seed": job.seed, **counted, **details},
+    )
+    manifest.write(folder)
+    return manifest
