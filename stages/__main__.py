@@ -191,6 +191,7 @@ def distill(
     recipe: RecipeName = "fashion",
     student: Student = None,
     fusion: Fusion = None,
+    auto: Annotated[bool, typer.Option("--auto", help="Also choose each student's loss, on calibration rows.")] = False,
     tensorboard: Annotated[Path | None, typer.Option("--tensorboard", help="Write TensorBoard events there.")] = None,
     max_gb: MaxGb = None,
     sets: Overrides = None,
@@ -205,9 +206,13 @@ def distill(
         from stages import distill as stage
         from stages import report as reporting
         from stages.events import Events
+        from stages.together import together
 
         ws.events = None if tensorboard is None else Events(tensorboard)
-        faults = stage.train(ws, student=student)
+        with together(ws):
+            faults = stage.train(ws, student=student, auto=auto)
+        if not ws.ranks.is_first:
+            return
         reporting.run(ws)
         if faults:
             raise StillroomError("\n".join(faults))

@@ -241,6 +241,10 @@ def _company(recipe: Recipe, entry: StudentEntry, where: str) -> Iterator[str]:
     """What a student says of its members, its teachers and what it is steered by must go together."""
     fusion = next((each for each in recipe.fusion if each.name == entry.fusion), None)
     stored = fusion is not None and not fusion.is_lazy
+    if entry.generations > 1 and entry.loss.features:
+        yield f"{where}.generations: found {entry.generations} with loss.features; expected one of both; remove one"
+    if entry.generations > 1 and (entry.fusion in (LABELS, EACH) or not stored):
+        yield f"{where}.generations: found {entry.generations} with fusion {entry.fusion!r}; expected a stored one"
     if entry.fusion == LABELS:
         if entry.loss.features:
             yield f"{where}.loss.features: found some with fusion 'labels'; expected none; remove them"

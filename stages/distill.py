@@ -14,8 +14,10 @@ from pipeline.lineage import read_manifest
 from pipeline.loader import BUDGET, Reading, SharedLoader, open_readings
 from pipeline.train import Fitted, Ranks, fit_together, place_in
 from pipeline.views import imported_code
-from stages import fuse, students
+from stages import auto as choice
+from stages import fuse, generations, students
 from stages.ensembles import join
+from stages.estimators import fit, is_estimator
 from stages.recipe import StudentEntry
 from stages.runs import Run, folder_of, members, runs
 from stages.show import progress
@@ -33,16 +35,46 @@ def run(ws: Workspace, *, student: str | None = None) -> None:
         raise StillroomError("\n".join(faults))
 
 
-def train(ws: Workspace, *, student: str | None = None) -> list[str]:
-    """Train every student and baseline that isn't there; return what went wrong with those that could not be."""
-    fuse.ensure_teacher_stores(ws)
-    jobs = [job for entry in chosen(ws, student) for job in runs(ws, entry)]
-    ensure_targets(ws, jobs)
+def train(ws: Workspace, *, student: str | None = None, auto: bool = False) -> list[str]:
+    """Train every student and baseline that isn't there; return what went wrong with those that could not be.
+
+    With `auto`, each student's loss is chosen first, and trained in full beside the one that the recipe has.
+    """
+    jobs: list[Run] = []
+    if ws.ranks.is_first:
+        jobs = _prepared(ws, student)
+    ws.ranks.wait()  # for the stores, which the first process makes
+    jobs = jobs or _prepared(ws, student)
+    ws.ranks.wait()
     forwards = ws.teacher_forwards
     faults = train_all(ws, jobs)
+    if auto:
+        faults += _train_chosen(ws, student)
     assert ws.teacher_forwards == forwards, "a teacher ran while students trained"
     ws.say("distill", f"teacher_forwards: {ws.teacher_forwards:,}")
     return faults
+
+
+def _train_chosen(ws: Workspace, student: str | None) -> list[str]:
+    """Try losses for each student, keep the best and train it in full; return what went wrong."""
+    faults = []
+    for entry in [ws.recipe.find("student", student)] if student else ws.recipe.student:
+        candidates = list(choice.candidates(ws, entry).values())
+        ensure_targets(ws, candidates)
+        faults += train_all(ws, candidates)
+        if ws.ranks.is_first:
+            choice.decide(ws, entry)
+        ws.ranks.wait()
+        faults += train_all(ws, choice.chosen(ws, entry))
+    return faults
+
+
+def _prepared(ws: Workspace, student: str | None) -> list[Run]:
+    """Return the runs asked for, with every store that they need."""
+    fuse.ensure_teacher_stores(ws)
+    jobs = [job for entry in chosen(ws, student) for job in runs(ws, entry)]
+    ensure_targets(ws, jobs)
+    return jobs
 
 
 def chosen(ws: Workspace, student: str | None) -> list[StudentEntry]:
@@ -55,7 +87,7 @@ def chosen(ws: Workspace, student: str | None) -> list[StudentEntry]:
 
 def ensure_targets(ws: Workspace, jobs: Sequence[Run]) -> None:
     """Fuse the target stores that unfinished runs stream from, each once."""
-    jobs = [job for job in jobs if not job.is_lazy]
+    jobs = [job for job in jobs if not job.is_lazy and job.parent is None]
     for fusion in {job.fusion.name: job.fusion for job in jobs if job.fusion is not None}.values():
         if not ws.is_decided(fusion):
             fuse.ensure(ws, fusion)  # before it, nobody knows what its students are made from
@@ -65,12 +97,46 @@ def ensure_targets(ws: Workspace, jobs: Sequence[Run]) -> None:
 
 
 def train_all(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
-    """Train the runs that aren't finished, as many in a pass as share an order; return what went wrong."""
+    """Train the runs that aren't finished, generation by generation; return what went wrong."""
+    faults = []
+    for wave in _waves(jobs):
+        teachable = [job for job in wave if job.parent is None or ws.is_finished(folder_of(ws, job.parent))]
+        faults += [f"{job.name}: its parent was not trained" for job in wave if job not in teachable]
+        if ws.ranks.is_first:
+            for job in teachable:
+                if job.parent is not None and not ws.is_finished(folder_of(ws, job)):
+                    generations.ensure(ws, job)
+        ws.ranks.wait()
+        faults += _train_wave(ws, teachable)
+    return faults
+
+
+def _waves(jobs: Sequence[Run]) -> list[list[Run]]:
+    """Return the runs by generation: those without a parent first."""
+    waves: list[list[Run]] = []
+    for job in jobs:
+        depth, parent = 0, job.parent
+        while parent is not None:
+            depth, parent = depth + 1, parent.parent
+        waves += [[] for _ in range(depth + 1 - len(waves))]
+        waves[depth].append(job)
+    return waves
+
+
+def _train_wave(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
+    """Train runs that need nothing of each other, as many in a pass as share an order; return what went wrong."""
     alone = [part for job in jobs for part in (members(job) or [job])]
     unfinished = {folder_of(ws, job): job for job in alone if not ws.is_finished(folder_of(ws, job))}
+    networks = [job for job in unfinished.values() if not is_estimator(job)]
+    planned = list(passes(ws, networks))
+    ws.ranks.wait()  # before the first of them changes what is finished
     faults = []
-    for jobs_of_pass in passes(ws, list(unfinished.values())):
+    for jobs_of_pass in planned:
         faults += train_pass(ws, jobs_of_pass)
+    if not ws.ranks.is_first:
+        return faults
+    for job in filter(is_estimator, unfinished.values()):
+        faults += fit(ws, job)
     for job in jobs:
         if job.entry.ensemble is not None and not ws.is_finished(folder_of(ws, job)):
             faults += join(ws, job)
@@ -114,9 +180,9 @@ def _bytes(ws: Workspace, jobs: Iterable[Run]) -> int:
     return 0 if streams else sum(store.field_bytes(name, "train") for store, name in fields.values())
 
 
-def train_pass(ws: Workspace, jobs: Sequence[Run], ranks: Ranks | None = None) -> list[str]:
+def train_pass(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
     """Train runs from one loader and seal each as it finishes; return what went wrong."""
-    ranks, started = ranks or ws.ranks, time.perf_counter()
+    ranks, started = ws.ranks, time.perf_counter()
     readings = [students.reading_of(ws, job) for job in jobs]
     loader = shared_loader(ws, jobs, readings, ranks)
     steps = max(ws.steps(job.entry, len(ws.plan.splits["train"]))[0] for job in jobs)

@@ -14,7 +14,7 @@ from pipeline.selection import greedy
 from pipeline.store import open_targets
 from stages.networks import load_student
 from stages.runs import Run, folder_of, members
-from stages.students import WEIGHTS, write
+from stages.students import HEAD_WIDTH, WEIGHTS, write
 from stages.workspace import Workspace
 
 
@@ -48,6 +48,8 @@ def join(ws: Workspace, job: Run) -> list[str]:
         "steps": max(each.details["steps"] for each in manifests),
         "rows": sum(each.details["rows"] for each in manifests),
     }
+    if (width := manifests[0].details.get(HEAD_WIDTH)) is not None:
+        details[HEAD_WIDTH] = width
     is_stored = job.fusion is not None and not job.is_lazy
     targets = open_targets(ws.target_folder(job.fusion)) if is_stored and job.fusion is not None else None
     write(ws, job, folder, mixtures, targets, model=model, details=details)

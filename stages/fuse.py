@@ -84,7 +84,7 @@ def target_of(ws: Workspace, entry: FusionEntry) -> Target:
 
 
 def _stores(ws: Workspace, entry: FusionEntry) -> list[TeacherStore]:
-    return [open_teacher(ws.teacher_store_folder(ws.recipe.find("teacher", name))) for name in ws.fused_teachers(entry)]
+    return [open_teacher(ws.store_folder(name)) for name in ws.fused_teachers(entry)]
 
 
 def _check_parents(ws: Workspace, entry: FusionEntry, folder: Path) -> None:

@@ -1,7 +1,7 @@
 """What a recipe may say: its tables, keys, types and defaults."""
 
 import json
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -58,6 +58,7 @@ class Named(BaseModel):
 class Training(Named):
     """How a model is trained; teachers and students share it. `decay` of the rate, `ema` of the weights: `Schedule`."""
 
+    later: ClassVar[frozenset[str]] = frozenset({"decay", "decay_rate", "plateau", "ema"})  # keys that first ones lack
     model: str
     epochs: Positive = 20
     batch_size: Count = 128
@@ -80,6 +81,7 @@ class TeacherEntry(Training):
     `without_classes`, those it sees no train row of.
     """
 
+    later: ClassVar = Training.later | {"wrong_labels", "without_classes"}
     seed: Annotated[int, Field(ge=0)] = 0
     fit_views: Count = 4
     wrong_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
@@ -174,8 +176,10 @@ class StudentEntry(Training):
     `monitor` steers early stopping and the choice of weights: NLL on calibration rows, or "kl", how far it is there
     from its target. `order_seed` shows all seeds the same rows in the same order, so that they share one pass.
     `ensemble` trains so many of each seed and joins those that help; `generations` trains again on its own answers.
+    A scikit-learn student is fitted to `fit_views` of each row's; a regressor to probabilities or their logs (`space`).
     """
 
+    later: ClassVar = Training.later | {"monitor", "order_seed", "generations", "fit_views", "space"}
     fusion: str = "mean"
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4]
     loss: LossEntry = LossEntry()
@@ -184,6 +188,8 @@ class StudentEntry(Training):
     order_seed: Annotated[int, Field(ge=0)] | None = None
     ensemble: Annotated[int, Field(ge=2)] | None = None
     generations: Count = 1
+    fit_views: Count = 1
+    space: Literal["probs", "log"] = "probs"
 
 
 class Sweep(Section):
@@ -239,11 +245,5 @@ def training_config(entry: Training) -> dict[str, Any]:
     Keys that came later are there only when set, so that what was trained before them stays what it is.
     """
     dumped = entry.model_dump(exclude={"name", "seeds", "fusion", "loss", "baselines", "seed", "ensemble"})
-    unset = {key for key in LATER & dumped.keys() if dumped[key] == type(entry).model_fields[key].default}
+    unset = {key for key in entry.later if dumped[key] == type(entry).model_fields[key].default}
     return json.loads(json.dumps({key: value for key, value in dumped.items() if key not in unset}))
-
-
-LATER = {
-    *("wrong_labels", "without_classes", "decay", "decay_rate", "plateau", "ema", "monitor", "order_seed"),
-    *("generations",),
-}

@@ -14,6 +14,7 @@ from pipeline.lineage import Manifest, fingerprint, read_cost, read_manifest, wr
 from pipeline.report import Cost, Member, Part
 from pipeline.store import TargetStore, open_targets, open_teacher
 from stages import runs
+from stages.auto import chosen
 from stages.league import LEAGUE
 from stages.recipe import AUTO
 from stages.workspace import Workspace, fold_model_name
@@ -120,6 +121,7 @@ def _jobs(ws: Workspace, found: Found) -> Iterator[runs.Run]:
     whole = len(found.of("teacher")) == len(ws.recipe.teacher)
     for entry in ws.recipe.students:
         yield from runs.runs(ws, entry if whole else entry.model_copy(update={"baselines": False}))
+        yield from chosen(ws, entry)
         if entry.baselines and not whole:
             found.missing.append(f"baselines of {entry.name}")
 

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pipeline.lineage import artefact_folder
+from pipeline import dump
+from pipeline.lineage import artefact_folder, fingerprint
 from stages.recipe import EACH, LABELS, FusionEntry, StudentEntry
 from stages.workspace import Workspace
 
@@ -16,7 +17,7 @@ LABELS_ONLY = {"kind": "labels"}
 class Run:
     """One student to train: its entry, seed, and the fusion it streams (None: labels alone).
 
-    Of an ensemble, `member` says which this is; of born-again students, `generation` which, from 1.
+    Of an ensemble, `member` says which this is; of a born-again student, `parent` is the generation before.
     """
 
     entry: StudentEntry
@@ -24,6 +25,7 @@ class Run:
     seed: int
     fusion: FusionEntry | None
     member: int | None = None
+    parent: "Run | None" = None
 
     @property
     def name(self) -> str:
@@ -77,6 +79,29 @@ def runs(ws: Workspace, entry: StudentEntry) -> Iterator[Run]:
         fusions |= {"uniform_mean": uniform, "best_single": single, "hard_labels": None}
     for role, fusion in fusions.items():
         yield from (Run(entry, role, seed, fusion) for seed in entry.seeds)
+    for seed in entry.seeds if entry.generations > 1 else ():
+        yield from _generations(ws, Run(entry, "student", seed, fusions["student"]))
+
+
+def _generations(ws: Workspace, first: Run) -> Iterator[Run]:
+    """Yield the generations after the first, each taught by the one before."""
+    parent, entry = first, first.entry
+    for generation in range(2, entry.generations + 1):
+        ws.born[parent.name] = dump.teacher_store_config(
+            fingerprint(config_of(ws, parent)),
+            ws.plan,
+            classes=ws.classes,
+            features=[],
+            codec=ws.recipe.logits.codec,
+            max_kl=ws.recipe.logits.max_kl,
+            precision=entry.precision,
+        )
+        own = entry.model_copy(update={"name": f"{entry.name}.g{generation}"})
+        fusion = FusionEntry(
+            name=own.name, strategy="mean", teachers=[parent.name], temperatures=[entry.loss.temperature]
+        )
+        parent = Run(own, "student", first.seed, fusion, parent=parent)
+        yield parent
 
 
 def members(job: Run) -> list[Run]:

@@ -12,11 +12,12 @@ from pipeline.lineage import read_cost, read_manifest
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
 from stages import data, runs
+from stages.auto import chosen
 from stages.league import LEAGUE
 from stages.recipe import AUTO
 from stages.workspace import Workspace, fold_model_name
 
-KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students", "exports")
+KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students", "autos", "exports")
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,11 @@ def wanted(ws: Workspace) -> list[Wanted]:
             name = fold_model_name(entry.name, fold)
             found.append(Wanted("teachers", name, ws.teacher_folder(entry, fold), shown))
     found += [Wanted("logits", entry.name, ws.teacher_store_folder(entry), answers) for entry in recipe.teacher]
-    jobs = [job for entry in recipe.students for job in runs.runs(ws, entry)] if is_dumped(ws) else []
+    jobs = (
+        [j for entry in recipe.students for j in (*runs.runs(ws, entry), *chosen(ws, entry))] if is_dumped(ws) else []
+    )
     jobs = [job for job in jobs if job.fusion is None or ws.is_decided(job.fusion)]
+    found += [Wanted("logits", name, ws.store_folder(name), answers) for name in ws.born]
     leagues = {ws.league_folder(entry) for entry in (*recipe.fusion, LEAGUE) if entry.strategy == AUTO}
     found += [Wanted("leagues", recipe.name, folder, 0) for folder in sorted(leagues) if folder.exists()]
     fusions = [*recipe.fusion, *(job.fusion for job in jobs if job.fusion is not None)]

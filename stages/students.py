@@ -50,9 +50,9 @@ def reading_of(ws: Workspace, job: Run) -> Reading:
     """Return what a run reads of stores; they must be there."""
     if job.fusion is None:
         return Reading()
-    names = ws.fused_teachers(job.fusion)
-    teachers = tuple(open_teacher(ws.teacher_store_folder(ws.recipe.find("teacher", name))) for name in names)
     entries = feature_entries(job)
+    names = ws.fused_teachers(job.fusion) if job.is_lazy or entries else []
+    teachers = tuple(open_teacher(ws.store_folder(name)) for name in names)
     features = {entry.layer: teachers for entry in entries}
     negatives = max((entry.loss.num_negatives for entry in entries), default=0)
     if job.is_lazy:

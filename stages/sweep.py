@@ -34,18 +34,21 @@ def _grid(sweep: Sweep) -> Iterator[dict[str, Any]]:
                 f"sweep.{sweep.name}.over.{path}: found {values!r}; expected a list of values for a grid; list them, "
                 f'or set search = "random"'
             )
-    if (count := math.prod(len(values) for values in sweep.over.values())) > MOST:
-        raise StillroomError(
-            f"sweep.{sweep.name}: found {count:,} trials; expected {MOST:,} at most; list fewer values"
-        )
+    _check_count(sweep, math.prod(len(values) for values in sweep.over.values()), "list fewer values")
     for chosen in itertools.product(*sweep.over.values()):
         yield dict(zip(sweep.over, chosen, strict=True))
 
 
 def _random(sweep: Sweep) -> Iterator[dict[str, Any]]:
+    _check_count(sweep, sweep.trials, "set trials lower")
     for number in range(sweep.trials):
         draws = np.random.default_rng(stream_seed(sweep.seed, "sweep", number))
         yield {path: _draw(values, draws, f"sweep.{sweep.name}.over.{path}") for path, values in sweep.over.items()}
+
+
+def _check_count(sweep: Sweep, count: int, remedy: str) -> None:
+    if count > MOST:
+        raise StillroomError(f"sweep.{sweep.name}: found {count:,} trials; expected {MOST:,} at most; {remedy}")
 
 
 def _draw(values: Any, draws: np.random.Generator, where: str) -> Any:
@@ -57,7 +60,7 @@ def _draw(values: Any, draws: np.random.Generator, where: str) -> Any:
         )
     low, high, is_log = values["low"], values["high"], bool(values.get("log"))
     numbers = all(isinstance(bound, int | float) and not isinstance(bound, bool) for bound in (low, high))
-    if not numbers or not low < high or (is_log and low <= 0):
+    if not numbers or not low < high or not math.isfinite(high - low) or (is_log and low <= 0):
         raise StillroomError(f"{where}: found low {low!r} and high {high!r}; expected numbers, low below high; mend it")
     drawn = math.exp(draws.uniform(math.log(low), math.log(high))) if is_log else draws.uniform(low, high)
     return round(drawn) if values.get("whole") else float(f"{drawn:.4g}")

@@ -47,6 +47,7 @@ class Workspace:
         self.done: list[str] = []  # what this process made, as opposed to found
         self.ranks = ALONE  # the processes that train each student together
         self.events: Events | None = None
+        self.born: dict[str, dict[str, Any]] = {}  # students that teach: what the stores of their answers are made from
 
     def say(self, stage: str, text: str) -> None:
         """Print one line about a stage."""
@@ -57,7 +58,7 @@ class Workspace:
     @cached_property
     def device(self) -> torch.device:
         """The first GPU, or the CPU."""
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
 
     def precision(self, entry: Training) -> str:
         """Return fp32 or bf16: `auto` is bf16 on a GPU; on a CPU small convolutions are slower in it."""
@@ -168,6 +169,14 @@ class Workspace:
         """Return where a teacher store lies."""
         return artefact_folder(self.root / "logits", entry.name, self.teacher_store_config(entry))
 
+    def store_config(self, name: str) -> dict[str, Any]:
+        """Return what the store of a teacher by name is made from, or of a student that teaches the next generation."""
+        return self.born[name] if name in self.born else self.teacher_store_config(self.recipe.find("teacher", name))
+
+    def store_folder(self, name: str) -> Path:
+        """Return where the store of a teacher by name lies, or of a student that teaches the next generation."""
+        return artefact_folder(self.root / "logits", name, self.store_config(name))
+
     def target_config(self, fusion: FusionEntry) -> dict[str, Any]:
         """Return what a target store is made from."""
         strategy, options = self.strategy_of(fusion)
@@ -194,8 +203,7 @@ class Workspace:
 
     def parents(self, fusion: FusionEntry) -> dict[str, str]:
         """Return the fingerprint of each teacher store that a fusion is made of."""
-        entries = [self.recipe.find("teacher", name) for name in self.fused_teachers(fusion)]
-        return {entry.name: fingerprint(self.teacher_store_config(entry)) for entry in entries}
+        return {name: fingerprint(self.store_config(name)) for name in self.fused_teachers(fusion)}
 
     def strategy_of(self, fusion: FusionEntry) -> tuple[str, dict[str, Any]]:
         """Return the strategy of a fusion and its options. Raises StillroomError while "auto" has not been decided."""

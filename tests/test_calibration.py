@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from pipeline import calibration
 from pipeline.calibration import HIGHEST, LOWEST, fit_temperature
 from pipeline.errors import StillroomError
 
@@ -82,3 +83,18 @@ def test_a_logit_that_is_not_finite_is_an_error_that_names_its_row(bad: float) -
     logits[2, 1] = bad
     with pytest.raises(StillroomError, match="calibration: row 2 has a logit that is not finite; expected finite"):
         fit_temperature(logits, torch.tensor([-1, 0, 1, 2]))
+
+
+def test_rows_looked_at_in_pieces_give_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(5)
+    logits, labels = torch.randn(700, 6, generator=generator), torch.randint(0, 6, (700,), generator=generator)
+    logits[torch.arange(700), labels] += 2
+    labels[100:300] = -1
+    whole = fit_temperature(logits, labels)
+    monkeypatch.setattr(calibration, "PIECE", 1)
+    assert fit_temperature(logits, labels) == whole
+    logits[150, 0] = math.nan  # has no label
+    assert fit_temperature(logits, labels) == whole
+    logits[650, 0] = math.nan
+    with pytest.raises(StillroomError, match="calibration: row 650 has a logit that is not finite"):
+        fit_temperature(logits, labels)

@@ -214,6 +214,39 @@ def test_a_target_store_knows_its_rows_teachers_and_worth(stores, replayer):
     assert set(scores["agreement"]) == {"a", "b"}
 
 
+@pytest.mark.parametrize("codec", ["fp16", {"kind": "sampled", "draws": 5}])
+@pytest.mark.parametrize("values", [1, 40, 1 << 30])
+def test_a_store_has_the_same_bytes_however_few_rows_are_fused_together(stores, tmp_path, monkeypatch, codec, values):
+    small_blocks(monkeypatch, 16)
+    options = {"strategy": "linear_pool", "correction": "soft", "codec": codec}
+    expected = fuse_store(tmp_path / "expected", stores.teachers, **options)
+    monkeypatch.setattr("pipeline.fusion.target.FUSED_TOGETHER", values)
+    lengths = set()
+
+    def fuse_few(self, outputs, *, temperature, own=Target.fuse):
+        lengths.add(len(outputs))
+        return own(self, outputs, temperature=temperature)
+
+    monkeypatch.setattr(Target, "fuse", fuse_few)
+    found = fuse_store(tmp_path / "found", stores.teachers, **options)
+    assert contents(found.folder) == contents(expected.folder)
+    assert max(lengths) == {1: 1, 40: 6, 1 << 30: 16}[values]
+
+
+@pytest.mark.parametrize("rows", [slice(3, 9), torch.tensor([15, 2]), torch.tensor([], dtype=torch.long)])
+def test_stored_rows_decode_to_what_the_stores_say(stores, rows):
+    plan, block = stores.teachers[0].plan(), stores.teachers[0].block("train", 1, 1)
+    stored = joined.stored_rows(stores.teachers, plan, block, calibrate=True, layers=["penultimate"])
+    assert (len(stored), stored.num_teachers, stored.num_classes) == (16, 2, 3)
+    found, places = stored[rows], np.arange(16, 32)[rows]
+    for number, store in enumerate(stores.teachers):
+        own = store.manifest.details["temperature"]
+        assert torch.equal(found.logits[number], store.logits("train", 1)[places] / own)
+        assert torch.equal(found.features["penultimate"][number], store.features("train", "penultimate", 1)[places])
+    assert found.labels.tolist() == plan.splits["train"].labels[places].tolist()
+    assert found.keys.ids.tolist() == plan.splits["train"].ids[places].tolist()
+
+
 def test_fusing_one_teacher_gives_that_teacher(stores, tmp_path):
     targets = fuse_store(tmp_path / "t", stores.teachers[:1], calibrate=False, calibrate_pool=False)
     own = stores.teachers[0].logits("train", 1).log_softmax(-1)

@@ -8,6 +8,7 @@ from scipy import stats
 from sklearn import metrics as sklearn_metrics
 from torch import Tensor
 
+from pipeline import metrics
 from pipeline.errors import StillroomError
 from pipeline.metrics import (
     agreement,
@@ -81,6 +82,26 @@ def test_a_nan_is_an_error_that_names_its_row() -> None:
     log_probs[2, 0] = math.nan
     with pytest.raises(StillroomError, match="metrics: row 2 has the log-probability nan; expected"):
         classification_metrics(log_probs, torch.tensor([-1, 0, 0]))
+
+
+def test_rows_scored_in_pieces_have_the_same_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_probs, labels = random_predictions(700, 5)
+    labels[100:300] = -1  # a whole piece, among others
+    whole = metrics.score_rows(log_probs, labels)
+    monkeypatch.setattr(metrics, "PIECE", 1)
+    assert metrics.num_pieces(700, 5) == 10
+    found = metrics.score_rows(log_probs, labels)
+    assert len(found.labels) == 500
+    for name in ("true_log_probs", "squares", "confidences", "predictions", "labels"):
+        assert torch.equal(getattr(found, name), getattr(whole, name))
+    log_probs[650, 1] = math.nan
+    with pytest.raises(StillroomError, match="metrics: row 650 has the log-probability nan"):
+        metrics.score_rows(log_probs, labels)
+
+
+def test_a_piece_has_few_values_but_not_fewer_rows_than_sums_need() -> None:
+    assert [metrics.num_pieces(rows, 1000) for rows in (0, 1, 262, 263, 4096)] == [1, 1, 1, 2, 16]
+    assert metrics.num_pieces(640, 1_000_000) == 10
 
 
 @pytest.mark.parametrize(("num_rows", "bins"), [(1000, 15), (37, 15), (4, 15), (60, 1)])

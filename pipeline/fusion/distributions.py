@@ -17,6 +17,7 @@ from pipeline.fusion.base import FusedTargets, check_finite, check_positive
 from pipeline.metrics import num_pieces
 
 LOWEST_LOG_PROB = -1e30  # a class masked by float32's minimum stays finite, also over a temperature under 1
+NARROW = 16  # classes: 10 or 100 are then added up in half the time
 SMALLEST_SUM = 1e-30  # a mixture below it is taken in log space: float32 ends at 1e-38
 
 
@@ -170,13 +171,19 @@ def sum_teachers(terms: Iterable[Tensor]) -> Tensor:
 
 def sum_classes(values: Tensor) -> Tensor:
     """Return the sum over the class axis by halving, in the same order for every row: `[..., C] -> [...]`."""
-    while (width := values.shape[-1]) > 1:
+    while (width := values.shape[-1]) > NARROW:
         half = width // 2
         paired = values[..., :half] + values[..., half : 2 * half]
         if width % 2:
             paired[..., 0] += values[..., -1]
         values = paired
-    return values[..., 0]
+    columns = list(values.unbind(dim=-1))  # a loop over rows costs less than one over a row's last few classes
+    while half := len(columns) // 2:
+        sums = [first + second for first, second in zip(columns[:half], columns[half : 2 * half], strict=True)]
+        if len(columns) % 2:
+            sums[0] = sums[0] + columns[-1]
+        columns = sums
+    return columns[0]
 
 
 def softmax_teachers(scores: Tensor) -> Tensor:

@@ -106,7 +106,7 @@ class Reading:
         if self.features:
             rows["features"] = {layer: source.features(stores, layer, batch) for layer, stores in self.features.items()}
         if self.negatives:
-            away = replace(batch, positions=others)
+            away = replace(batch, positions=others[: self.negatives])  # the company may want more of them
             rows["negatives"] = {layer: source.features(each, layer, away) for layer, each in self.features.items()}
         return replace(batch, **rows)  # type: ignore[arg-type]
 
@@ -121,7 +121,7 @@ class Sources:
 
     def __init__(self, sources: Mapping[tuple[str, str], Resident | Streamed]):
         self._sources = sources
-        self._seen: dict[tuple[str, str, int], Rows] = {}
+        self._seen: dict[tuple[str, str, bytes], Rows] = {}
 
     def forget(self) -> None:
         """Let go of the last batch's rows."""
@@ -130,7 +130,7 @@ class Sources:
     def of(self, store: Store, name: str, batch: Batch) -> Rows:
         """Return a field of the batch's rows, decoded once for all who ask."""
         key = (store.fingerprint, name)
-        seen = (*key, id(batch.positions))
+        seen = (*key, batch.positions.tobytes())
         if seen not in self._seen:
             self._seen[seen] = self._sources[key].rows(batch.view, batch.positions)
         return self._seen[seen]
@@ -207,7 +207,9 @@ class SharedLoader:
     def _order(self, epoch: int) -> np.ndarray | None:
         """Return the one order that all sources have in an epoch."""
         orders = [source.order(epoch) for source in self._made]  # each prepares its windows as it is asked
-        return orders[0] if orders else None
+        if not orders or orders[0] is None:
+            return None
+        return orders[0][np.isin(orders[0], self._views.positions)]
 
     def __len__(self) -> int:
         """Return the batches of an epoch."""

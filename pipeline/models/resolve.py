@@ -45,12 +45,19 @@ class GreyAsColour(nn.Module):
 
 
 def build_model(
-    spec: str, /, *, num_classes: int, in_shape: tuple[int, int, int], where: str = "model", **options: Any
+    spec: str,
+    /,
+    *,
+    num_classes: int,
+    in_shape: tuple[int, int, int],
+    where: str = "model",
+    takes_regressors: bool = False,
+    **options: Any,
 ) -> Any:
     """Return the nn.Module (weights drawn from torch's generator) or the scikit-learn estimator that `spec` names.
 
-    `in_shape` is (C, H, W). Raises StillroomError for an unknown name or option, for a builder that fails, and for
-    one that returns something else.
+    `in_shape` is (C, H, W). An estimator is a classifier, or also a regressor where the caller takes them. Raises
+    StillroomError for an unknown name or option, for a builder that fails, and for one that returns something else.
     """
     builder = find_builder(spec, where)
     if faults := option_faults(spec, builder, options, where):
@@ -61,7 +68,7 @@ def build_model(
         raise StillroomError(
             f"{where}: {spec} with options {options!r} failed: {describe(error)}; expected a model; change the options"
         ) from error
-    if not (isinstance(model, nn.Module) or is_estimator(model)):
+    if not (isinstance(model, nn.Module) or is_estimator(model) or (takes_regressors and is_regressor(model))):
         raise StillroomError(
             f"{where}: {spec} returned a {type(model).__name__}; expected a torch.nn.Module, or a scikit-learn "
             "estimator with fit and predict_proba; return one of these"
@@ -78,6 +85,11 @@ def check_model(spec: str, options: Mapping[str, Any], where: str) -> list[str]:
     except StillroomError as error:
         return [str(error)]
     return option_faults(spec, builder, options, where)
+
+
+def is_regressor(model: object) -> bool:
+    """Return whether this is a scikit-learn estimator that predicts numbers: an instance with `fit` and `predict`."""
+    return not isinstance(model, type) and all(callable(getattr(model, name, None)) for name in ("fit", "predict"))
 
 
 def is_estimator(model: object) -> bool:

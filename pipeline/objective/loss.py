@@ -26,6 +26,7 @@ from pipeline.train import label_loss
 from pipeline.views import Batch
 
 OBSERVED_EVERY = 10  # steps: a hypergradient costs a forward pass of held-out rows
+BETWEEN_ROWS = ("dist",)  # soft losses that compare a batch's rows: one member's with each other, not with another's
 
 
 class Objective(nn.Module):
@@ -56,7 +57,7 @@ class Objective(nn.Module):
         super().__init__()
         device = next(model.parameters()).device
         self._kind, self._options, self.temperature, self._smoothing = kind, dict(options or {}), temperature, smoothing
-        self._steps, self._taken, self._held_out = steps, 0, list(held_out)
+        self._steps, self._taken, self._held_out, self._where = steps, 0, list(held_out), where
         self.rule = make_alpha(alpha, where).to(device)
         self._entries = [(each.name, each.entry) for each in followed]
         self.terms = nn.ModuleList(each.term for each in followed).to(device)
@@ -96,6 +97,8 @@ class Objective(nn.Module):
 
     def distil(self, logits: Tensor, targets: Targets, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss on labels and targets, without features: [B, ...]."""
+        if self._kind in BETWEEN_ROWS and logits.ndim > batch.labels.ndim + 1:
+            return self._distil_each(logits, targets, batch)
         assert self._kind is not None
         if not isinstance(targets, SparseTargets) and targets.ndim < logits.ndim:
             targets = targets.unsqueeze(1)
@@ -119,12 +122,29 @@ class Objective(nn.Module):
             name: mean_of_members(part, batch.labels) for name, part in parts.items()
         }
 
+    def _distil_each(self, logits: Tensor, targets: Targets, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the mean of what each member's loss would be alone: [B, M, ..., C] -> [B, ...]."""
+        found = []
+        for member, own in enumerate(logits.unbind(1)):
+            theirs = targets if isinstance(targets, SparseTargets) or targets.ndim < logits.ndim else targets[:, member]
+            self.rule.train(member == 0)  # a rule that counts steps counts this one once
+            found.append(self.distil(own, theirs, batch))
+        self.rule.train()
+        losses, parts = zip(*found, strict=True)
+        return torch.stack(losses).mean(0), {
+            name: torch.stack([part[name] for part in parts]).mean(0) for name in parts[0]
+        }
+
     def _compared(self, entry: FeatureEntry, term: nn.Module, features: Tensor, batch: Batch) -> Tensor:
         if entry.layer not in batch.features:
             raise ValueError(f"the batch has no features of {entry.layer!r}; read them in its Reading")
-        weights = batch.weights
+        if len(features) != len(batch):
+            raise StillroomError(
+                f"{self._where}: layer {entry.student_layer!r} of the student gives {len(features)} rows for a batch of "
+                f"{len(batch)}, as one whose members share a pass does; expected a row each; use hydra, or no features"
+            )
         negatives = FeatureRows(batch.negatives.get(entry.layer))
-        return term(features, batch.features[entry.layer], weights, negatives)
+        return term(features, batch.features[entry.layer], batch.weights, negatives)
 
     def _observe(self, features: Tensor, logits: Tensor, targets: Targets, batch: Batch) -> None:
         """Show a hypergradient what its rows and held-out ones would do to the last layer."""

@@ -1,4 +1,4 @@
-"""The report's pictures, as PNG bytes: values in, pixels out.
+"""The report's figures as PNG bytes, values in, pixels out: how they all look, and those of the league.
 
 Each is 9.2 inches wide with type of 9 points at twice the screen's pixels, so that it is read at 100 %. They keep their
 own white ground: a figure whose text follows the page's colours would be lost when it is copied elsewhere.
@@ -12,24 +12,19 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.report.numbers import MINUS, number
-from pipeline.report.parts import Member
 from pipeline.report.summary import BASELINES, BreakEven, Difference, Entry
 
 WIDTH, DPI = 9.2, 192
-MOST_CLASSES = 20  # columns of a matrix that can still be read
-MOST_SHARES, MOST_WEIGHTS = 6, 14  # teachers that one bar holds, or half a line of a matrix
 INK, MUTED, RULE = "#1d2329", "#6a737d", "#d9dee3"
 COLOURS = {"teacher": "#7d8791", "fusion": "#3b6fb6", "baseline": "#c27a12", "student": "#00776c"}
 ROLES = {"student": "#00776c", "hard_labels": "#c27a12", "best_single": "#8a5fb0", "uniform_mean": "#3b6fb6"}
 LINES = {"student": ("student", 2.4, "-"), **{role: (title, 1.3, "--") for role, title in BASELINES.items()}}
 SHARES = ("#3b6fb6", "#c27a12", "#00776c", "#8a5fb0", "#b5473c", "#7d8791", "#5fa8d3", "#d9b23d", "#4d8f5b", "#a3728f")
-HEAT = LinearSegmentedColormap.from_list("heat", ["#f4f7f9", "#9cc5c9", "#00776c", "#00423c"])
 STYLE: Any = {
     "font.size": 9,
     "axes.titlesize": 9.5,
@@ -53,7 +48,8 @@ STYLE: Any = {
 }
 
 
-def _png(figure: Figure) -> bytes:
+def as_png(figure: Figure) -> bytes:
+    """Return a drawn figure as PNG: the same figure gives the same bytes."""
     file = io.BytesIO()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a class in a script that the font lacks shows as a box
@@ -61,14 +57,15 @@ def _png(figure: Figure) -> bytes:
     return file.getvalue()
 
 
-def _figure(height: float) -> Figure:
+def new_figure(height: float) -> Figure:
+    """Return an empty figure as wide as the page, `height` in inches, that makes room for its own labels."""
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
 
 def comparison(entries: Sequence[Entry], differences: Sequence[Difference]) -> bytes:
     """Return accuracy of every entry, and each student minus its baselines: dots are seeds, bars 95 % intervals."""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(0.9 + 0.27 * max(len(entries), len(differences)))
+        figure = new_figure(0.9 + 0.27 * max(len(entries), len(differences)))
         many = len({entry.student for entry in entries if entry.student}) > 1
         panels = figure.subplots(
             1, 2 if differences else 1, squeeze=False, width_ratios=[3, 2] if differences else [1]
@@ -94,14 +91,14 @@ def comparison(entries: Sequence[Entry], differences: Sequence[Difference]) -> b
                 _bar(panels[1], place, accuracy.mean, accuracy.low, accuracy.high, COLOURS["student"])
             panels[1].axvline(0, color=INK, linewidth=0.8)
             panels[1].set_title("Difference, points")
-        return _png(figure)
+        return as_png(figure)
 
 
 def _dots(axes: Axes, labels: Sequence[str], values: Sequence[Sequence[float]], colours: Sequence[str]) -> None:
     for place, (seeds, colour) in enumerate(zip(values, colours, strict=True)):
         if len(seeds) > 1:
             axes.plot(np.multiply(seeds, 100), [place] * len(seeds), "o", color=colour, alpha=0.3, markersize=4, mew=0)
-    axes.set_yticks(range(len(labels)), [_short(label, 34) for label in labels])
+    axes.set_yticks(range(len(labels)), [shortened(label, 34) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -117,7 +114,7 @@ def _bar(axes: Axes, place: int, mean: float, low: float, high: float, colour: s
 def learning_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> bytes:
     """Return NLL and accuracy on calibration rows by step: role -> a history a seed; line mean, band all seeds."""
     with matplotlib.rc_context(STYLE):
-        figure = _figure(3.1)
+        figure = new_figure(3.1)
         panels = figure.subplots(1, 2)
         for axes, metric, scale in zip(panels, ("nll", "accuracy"), (1, 100), strict=True):
             for role in (role for role in ROLES if role in histories):
@@ -133,7 +130,7 @@ def learning_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float
         panels[1].set_title("Accuracy on calibration rows, %")
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=4)
-        return _png(figure)
+        return as_png(figure)
 
 
 def _band(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) -> tuple[np.ndarray, ...]:
@@ -148,133 +145,12 @@ def _band(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) -> tuple[
     return np.array(steps), mean, low, high
 
 
-def agreement_matrix(members: Sequence[Member]) -> bytes:
-    """Return the share of test rows on which each two members choose the same class, in %."""
-    shares = [[np.mean(a.predictions == b.predictions) * 100 for b in members] for a in members]
-    labels = [member.label for member in members]
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(1.5 + 0.34 * len(members))
-        axes = figure.subplots()
-        _heat(axes, np.array(shares), labels, labels)
-        axes.set_title("Same first choice, % of test rows")
-        return _png(figure)
-
-
-def class_recall(members: Sequence[Member], labels: np.ndarray, classes: Sequence[str]) -> bytes:
-    """Return each member's share of right answers by true class, in %; of many classes those that members differ on."""
-    present = np.unique(labels[labels >= 0])
-    rates = np.array([[np.mean(m.predictions[labels == c] == c) * 100 for c in present] for m in members])
-    telling = np.sort(np.argsort(-np.std(rates, axis=0), kind="stable")[:MOST_CLASSES])
-    where = (
-        f" ({MOST_CLASSES} classes of {len(present)} on which they differ most)" if len(present) > MOST_CLASSES else ""
-    )
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(1.5 + 0.34 * len(members))
-        axes = figure.subplots()
-        _heat(axes, rates[:, telling], [m.label for m in members], [classes[c] for c in present[telling]])
-        axes.set_title(f"Right answers by true class, %{where}")
-        return _png(figure)
-
-
-def _heat(axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str]) -> None:
-    axes.imshow(values, cmap=HEAT, vmin=0, vmax=100, aspect="auto")
-    axes.set_yticks(range(len(rows)), [_short(text, 30) for text in rows])
-    axes.set_xticks(
-        range(len(columns)), [_short(text, 18) for text in columns], rotation=35, ha="right", rotation_mode="anchor"
-    )
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
-    for (row, column), value in np.ndenumerate(values):
-        axes.text(
-            column, row, f"{value:.0f}", ha="center", va="center", fontsize=8.5, color="white" if value > 55 else INK
-        )
-    for edge in range(1, len(columns)):
-        axes.axvline(edge - 0.5, color="white", linewidth=1.5)
-    for edge in range(1, len(rows)):
-        axes.axhline(edge - 0.5, color="white", linewidth=1.5)
-
-
-def reliability_diagrams(members: Sequence[Member], eces: Sequence[float]) -> bytes:
-    """Return a panel a member: accuracy against confidence in bins of equal mass."""
-    columns = min(4, len(members))
-    lines = -(-len(members) // columns)
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(0.4 + 2.35 * lines)
-        panels = figure.subplots(lines, 4, sharex=True, sharey=True, squeeze=False).flat
-        for axes, member, ece in zip(panels, members, eces, strict=False):
-            confidence, accuracy, _ = member.curve
-            axes.plot([0, 100], [0, 100], color=MUTED, linewidth=0.8, linestyle=(0, (4, 3)))
-            axes.fill_between(
-                confidence * 100, confidence * 100, accuracy * 100, color=COLOURS[member.kind], alpha=0.18, lw=0
-            )
-            axes.plot(confidence * 100, accuracy * 100, "o-", color=COLOURS[member.kind], markersize=3.5, linewidth=1.4)
-            axes.set_title(_short(member.label, 28), fontsize=9)
-            axes.text(4, 90, f"ECE {ece * 100:.1f} %", fontsize=8.5, color=MUTED)
-            axes.set(xlim=(0, 100), ylim=(0, 100), xticks=[0, 50, 100], yticks=[0, 50, 100], aspect="equal")
-            axes.grid()
-        for axes in list(panels)[len(members) :]:
-            axes.set_visible(False)
-        figure.supxlabel("confidence, %", color=MUTED, fontsize=9)
-        figure.supylabel("accuracy, %", color=MUTED, fontsize=9)
-        return _png(figure)
-
-
-def teaching(weights: Mapping[str, Mapping[str, float]], disagreement: Mapping[str, np.ndarray]) -> bytes:
-    """Return each fusion's mean weights of its teachers, and how far teachers part: share of rows by divergence."""
-    with matplotlib.rc_context(STYLE):
-        figure = _figure(max(2.7, 1.7 + 0.42 * len(weights)))
-        left, right = figure.subplots(1, 2)
-        _weights(left, weights)
-        bins = np.linspace(0, max((float(np.max(v)) for v in disagreement.values()), default=1.0) or 1.0, 31)
-        for colour, (name, values) in zip(SHARES, disagreement.items(), strict=False):
-            shares = np.histogram(values, bins)[0] / len(values) * 100
-            right.stairs(shares, bins, color=colour, fill=True, alpha=0.15)
-            right.stairs(shares, bins, color=colour, linewidth=1.4, label=_short(name, 24))
-        right.set_title("Disagreement, % of train rows")
-        right.set_xlabel("generalised Jensen-Shannon divergence, nats")
-        right.grid(axis="y")
-        if len(disagreement) > 1:
-            right.legend()
-        return _png(figure)
-
-
-def _weights(axes: Axes, weights: Mapping[str, Mapping[str, float]]) -> None:
-    teachers = list(dict.fromkeys(name for shares in weights.values() for name in shares))
-    if len(teachers) > MOST_SHARES:
-        mean = [np.mean([own.get(name, 0) for own in weights.values()]) for name in teachers]
-        chosen = np.sort(np.argsort(np.negative(mean), kind="stable")[:MOST_WEIGHTS])
-        table = np.array([[own.get(teachers[place], 0) * 100 for place in chosen] for own in weights.values()])
-        _heat(axes, table, list(weights), [teachers[place] for place in chosen])
-        axes.set_title("Mean weight of each teacher, %")
-        return
-    left = np.zeros(len(weights))
-    for place, teacher in enumerate(teachers):
-        shares = np.array([own.get(teacher, 0) * 100 for own in weights.values()])
-        axes.barh(range(len(weights)), shares, left=left, height=0.6, color=SHARES[place % len(SHARES)], label=teacher)
-        for row, (start, share) in enumerate(zip(left, shares, strict=True)):
-            if share >= 5:  # narrower ones have no room for a number
-                axes.text(start + share / 2, row, f"{share:.0f}", ha="center", va="center", color="white", fontsize=8.5)
-        left += shares
-    axes.set_yticks(range(len(weights)), [_short(name, 24) for name in weights])
-    axes.set(ylim=(len(weights) - 0.5, -0.5), xlim=(0, 100))
-    axes.tick_params(axis="y", length=0)
-    axes.spines["left"].set_visible(False)
-    axes.set_title("Mean weight of each teacher, %")
-    axes.legend(
-        loc="upper left",
-        bbox_to_anchor=(-0.02, -0.14),
-        ncols=3 if max(map(len, teachers)) < 12 else 2,
-        handlelength=1,
-        borderaxespad=0,
-    )
-
-
 def pay_back(even: BreakEven) -> bytes:
     """Return the teachers' seconds by number of students: in the loop, and cached."""
     last = max(4, min(2 * (even.students or 4), 10**6))
     students = np.array([0, last])
     with matplotlib.rc_context(STYLE):
-        figure = _figure(2.5)
+        figure = new_figure(2.5)
         axes = figure.subplots()
         axes.plot(students, students * even.online_seconds, color=COLOURS["baseline"], linewidth=1.8)
         axes.plot(students, [even.cache_seconds] * 2, color=COLOURS["student"], linewidth=1.8)
@@ -289,7 +165,7 @@ def pay_back(even: BreakEven) -> bytes:
         even_at = f"; even at {number(even.ratio, 2)} students" if even.students else ""
         axes.set_title(f"What the teachers cost, seconds{even_at}")
         axes.grid(axis="y")
-        return _png(figure)
+        return as_png(figure)
 
 
 def picture(pixels: np.ndarray) -> bytes:
@@ -302,7 +178,7 @@ def picture(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _short(text: str, length: int) -> str:
+def shortened(text: str, length: int) -> str:
     """Return a text without its middle: names of a kind differ at their ends."""
     half = length // 2
     return text if len(text) <= length else f"{text[:half]}\N{HORIZONTAL ELLIPSIS}{text[1 + half - length :]}"

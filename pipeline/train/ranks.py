@@ -33,6 +33,11 @@ class Ranks:
         """(rank, ranks): the part of each batch that is this process's."""
         return self.rank, self.count
 
+    def wait(self) -> None:
+        """Wait until all processes are here."""
+        if self.count > 1:
+            dist.barrier()
+
     def add_gradients(self, parameters: Iterable[nn.Parameter]) -> None:
         """Make every gradient the sum of all processes': each has averaged over the whole batch's number of cases."""
         if self.count == 1:

@@ -144,9 +144,8 @@ def report_memory(scratch: Path) -> None:
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     found = json.loads(done.stdout)
     total, imports = (found[key] / 1024 for key in ("peak", "imports"))
-    print(
-        f"\nfusing {TEACHERS} x {MANY:,} rows x {CLASSES} classes: {total:.0f} MiB at most, {imports:.0f} for imports"
-    )
+    print(f"\nfusing {TEACHERS} x {MANY:,} rows x {CLASSES} classes by linear pool: goal <= 1,024 MiB")
+    print(f"{total:,.0f} MiB at most, {imports:,.0f} of them for imports")
 
 
 def main() -> None:
@@ -155,7 +154,7 @@ def main() -> None:
     if len(sys.argv) > 2:
         Path("/proc/self/clear_refs").write_text("5")
         imports = peak_memory()
-        fused(Path(sys.argv[1]), [open_teacher(folder) for folder in sys.argv[2:]], "weighted", {})()
+        fused(Path(sys.argv[1]), [open_teacher(folder) for folder in sys.argv[2:]], "linear_pool", {})()
         print(json.dumps({"imports": imports, "peak": peak_memory()}))
         return
     for section in (report, report_memory):

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from pipeline import metrics
 from pipeline.errors import StillroomError
 from pipeline.fusion import FUSIONS, FusedTargets, Fusion, Mean, Outputs, Weighted
-from pipeline.fusion.distributions import disagreement, kl, mixture, soften, sum_classes
+from pipeline.fusion.distributions import disagreement, kl, label_nll, mixture, soften, sum_classes
 from pipeline.fusion.mean import MEANS
 from pipeline.losses import kl_divergence
 from pipeline.views import RowKeys
@@ -257,6 +258,43 @@ def test_a_teacher_of_no_weight_changes_nothing() -> None:
 def test_sum_classes_is_the_sum(width: int) -> None:
     values = torch.randn(5, 4, width, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(sum_classes(values), values.double().sum(-1).float(), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("width", [15, 16, 17, 33, 100])
+def test_sum_classes_adds_by_halving(width: int) -> None:
+    def slow(row: list[float]) -> float:
+        half, odd = divmod(len(row), 2)
+        if not half:
+            return row[0]
+        added = [np.float32(row[i]) + np.float32(row[half + i]) for i in range(half)]
+        return slow([added[0] + np.float32(row[-1]), *added[1:]] if odd else added)
+
+    values = torch.randn(3, 40, width, generator=torch.Generator().manual_seed(width)).exp()
+    expected = [[slow(row) for row in rows] for rows in values.tolist()]
+    assert torch.equal(sum_classes(values), torch.tensor(expected))
+
+
+def test_logits_whose_sum_is_beyond_float32_are_finite() -> None:
+    found = soften(torch.full((2, 3, 4), 3e38)).probs
+    torch.testing.assert_close(found, torch.full((2, 3, 4), 0.25))
+
+
+def test_labels_cost_each_teacher_its_own_loss(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits, labels = torch.randn(3, 200, 7, generator=generator), torch.randint(0, 7, (200,), generator=generator)
+    expected = -logits.double().log_softmax(-1)[:, torch.arange(200), labels]
+    whole = label_nll(logits, labels)
+    torch.testing.assert_close(whole, expected)
+    monkeypatch.setattr(metrics, "PIECE", 1)
+    assert torch.equal(label_nll(logits, labels), whole)
+
+
+def test_labelled_cases_are_no_copy_where_all_have_a_label() -> None:
+    logits, labels = torch.randn(2, 5, 3), torch.tensor([0, 1, 2, 1, 0])
+    assert Outputs(logits, labels).labelled("here")[0].data_ptr() == logits.data_ptr()
+    some = Outputs(logits, torch.tensor([0, -1, 2, -1, 0])).labelled("here")
+    assert torch.equal(some[0], logits[:, [0, 2, 4]])
+    assert some[1].tolist() == [0, 2, 0]
 
 
 def test_fitting_leaves_the_strategy_as_it_was() -> None:
