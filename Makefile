@@ -8,7 +8,7 @@ SETS := $(foreach word,$(SET),--set '$(word)')
 STAGES := data teachers logits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion verify status report fuse distill clean $(STAGES)
+.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion table-curves table-published table-peers verify status report fuse distill clean $(STAGES)
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -69,6 +69,7 @@ $(PEERS)/.done: | setup
 	$(VENV)/bin/python -m venv $(PEERS)
 	$(VENV)/bin/python -c 'import site; print(site.getsitepackages()[0])' > "$$($(PEERS)/bin/python -c 'import site; print(site.getsitepackages()[0])')/stillroom.pth"
 	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check litdata mosaicml-streaming lmdb
+	-$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check torchdistill
 	touch $@
 
 bench-fuse: setup ## The same for fusing; memory for a million rows of a thousand classes.
@@ -76,6 +77,15 @@ bench-fuse: setup ## The same for fusing; memory for a million rows of a thousan
 
 table-fusion: setup ## The table of fusions: one student each, whole teachers and a broken one; resumable.
 	@$(VENV)/bin/python -m tests.bench.table_fusion
+
+table-curves: setup ## Accuracy against cached views, codec, temperature and share of data; resumable.
+	@$(VENV)/bin/python -m tests.bench.table_curves
+
+table-published: setup ## Hinton's omitted class, a soft decision tree, self-distillation: ours beside the published.
+	@$(VENV)/bin/python -m tests.bench.table_published
+
+table-peers: setup $(PEERS)/.done ## Our losses from the store against torchdistill's with the teachers in the loop.
+	@$(PEERS)/bin/python -m tests.bench.table_peers
 
 bench-gpu: setup ## The same for a dump on a GPU.
 	@$(VENV)/bin/python -m tests.bench.gpu

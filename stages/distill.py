@@ -4,26 +4,19 @@ Students of one order and batch size share a pass: each batch is read, replayed 
 the strategy needs the student, they stream from the teachers' own stores, and weigh the teachers as they train.
 """
 
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
-from pipeline.loader import BUDGET, Reading, SharedLoader, open_readings
-from pipeline.train import Fitted, Ranks, fit_together, place_in
-from pipeline.views import imported_code
 from stages import auto as choice
-from stages import fuse, generations, students
+from stages import fuse, generations, search
 from stages.ensembles import join
 from stages.estimators import fit, is_estimator
-from stages.recipe import StudentEntry
+from stages.passes import Watch, passes, train_pass, unwatched
+from stages.recipe import StudentEntry, Sweep
 from stages.runs import Run, folder_of, members, runs
-from stages.show import progress
 from stages.workspace import Workspace
-
-TOGETHER = 32  # students in one pass at most: what each holds (weights, optimiser, best weights) adds up
 
 
 def run(ws: Workspace, *, student: str | None = None) -> None:
@@ -48,6 +41,8 @@ def train(ws: Workspace, *, student: str | None = None, auto: bool = False) -> l
     ws.ranks.wait()
     forwards = ws.teacher_forwards
     faults = train_all(ws, jobs)
+    for sweep in search.searches(ws, student):
+        faults += _search(ws, sweep)
     if auto:
         faults += _train_chosen(ws, student)
     assert ws.teacher_forwards == forwards, "a teacher ran while students trained"
@@ -80,9 +75,22 @@ def _prepared(ws: Workspace, student: str | None) -> list[Run]:
 def chosen(ws: Workspace, student: str | None) -> list[StudentEntry]:
     """Return the students asked for: all, one by name, or those of a sweep by its student's and its own name."""
     if student is None:
-        return ws.recipe.students
-    named = [entry for entry in ws.recipe.students if entry.name == student or entry.name.startswith(f"{student}.")]
+        return search.all_students(ws)
+    known = search.all_students(ws)
+    named = [entry for entry in known if entry.name == student or entry.name.startswith(f"{student}.")]
     return named or [ws.recipe.find("student", student)]
+
+
+def _search(ws: Workspace, sweep: Sweep) -> list[str]:
+    """Run a search to its end; return what went wrong with trials that nobody ended."""
+    faults, under_way = [], search.Search(ws, sweep)
+    while not under_way.is_over:
+        jobs = under_way.propose()
+        wrong = train_all(ws, jobs, watch=under_way.watch)
+        is_pruned = any(fault.endswith("ended early") for fault in wrong)
+        faults += [] if is_pruned else wrong
+        under_way.note(jobs, is_pruned=is_pruned)
+    return faults
 
 
 def ensure_targets(ws: Workspace, jobs: Sequence[Run]) -> None:
@@ -96,7 +104,7 @@ def ensure_targets(ws: Workspace, jobs: Sequence[Run]) -> None:
         fuse.ensure(ws, fusion)
 
 
-def train_all(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
+def train_all(ws: Workspace, jobs: Sequence[Run], watch: Watch = unwatched) -> list[str]:
     """Train the runs that aren't finished, generation by generation; return what went wrong."""
     faults = []
     for wave in _waves(jobs):
@@ -107,7 +115,7 @@ def train_all(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
                 if job.parent is not None and not ws.is_finished(folder_of(ws, job)):
                     generations.ensure(ws, job)
         ws.ranks.wait()
-        faults += _train_wave(ws, teachable)
+        faults += _train_wave(ws, teachable, watch)
     return faults
 
 
@@ -123,7 +131,7 @@ def _waves(jobs: Sequence[Run]) -> list[list[Run]]:
     return waves
 
 
-def _train_wave(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
+def _train_wave(ws: Workspace, jobs: Sequence[Run], watch: Watch) -> list[str]:
     """Train runs that need nothing of each other, as many in a pass as share an order; return what went wrong."""
     alone = [part for job in jobs for part in (members(job) or [job])]
     unfinished = {folder_of(ws, job): job for job in alone if not ws.is_finished(folder_of(ws, job))}
@@ -132,7 +140,7 @@ def _train_wave(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
     ws.ranks.wait()  # before the first of them changes what is finished
     faults = []
     for jobs_of_pass in planned:
-        faults += train_pass(ws, jobs_of_pass)
+        faults += train_pass(ws, jobs_of_pass, watch)
     if not ws.ranks.is_first:
         return faults
     for job in filter(is_estimator, unfinished.values()):
@@ -152,71 +160,3 @@ def ensure(ws: Workspace, job: Run) -> Path:
     if faults := train_all(ws, [job]):
         raise StillroomError("\n".join(faults))
     return folder_of(ws, job)
-
-
-def passes(ws: Workspace, jobs: Sequence[Run]) -> Iterator[list[Run]]:
-    """Yield the runs that share a pass: one order, batches of one size, checkpoints at one place, room for all."""
-    groups: dict[tuple[Any, ...], list[Run]] = {}
-    for job in jobs:
-        frame = students.reading_of(ws, job).frame("train")
-        place = place_in(folder_of(ws, job) / students.CHECKPOINT)
-        key = (job.order_seed, job.entry.batch_size, job.fusion is None, frame, *sorted(place.items()))
-        groups.setdefault(key, []).append(job)
-    for group in groups.values():
-        together: list[Run] = []
-        for job in group:
-            if len(together) == TOGETHER or (together and _bytes(ws, [*together, job]) > BUDGET):
-                yield together
-                together = []
-            together.append(job)
-        yield together
-
-
-def _bytes(ws: Workspace, jobs: Iterable[Run]) -> int:
-    """Return what the stored rows of a pass take in memory, 0 where they are streamed."""
-    readings = [students.reading_of(ws, job) for job in jobs]
-    fields = {(store.fingerprint, name): (store, name) for each in readings for store, name in each.fields()}
-    streams = any(each.frame("train") is not None for each in readings)
-    return 0 if streams else sum(store.field_bytes(name, "train") for store, name in fields.values())
-
-
-def train_pass(ws: Workspace, jobs: Sequence[Run]) -> list[str]:
-    """Train runs from one loader and seal each as it finishes; return what went wrong."""
-    ranks, started = ws.ranks, time.perf_counter()
-    readings = [students.reading_of(ws, job) for job in jobs]
-    loader = shared_loader(ws, jobs, readings, ranks)
-    steps = max(ws.steps(job.entry, len(ws.plan.splits["train"]))[0] for job in jobs)
-    title = jobs[0].name if len(jobs) == 1 else f"{jobs[0].name} and {len(jobs) - 1} more"
-    faults = []
-    with progress(ws.console, f"distill {title}", steps) as bar:
-        begun = [
-            students.begin(ws, job, reading, ranks=ranks, on_step=bar.to, on_evaluate=ws.recorder(folder_of(ws, job)))
-            for job, reading in zip(jobs, readings, strict=True)
-        ]
-        for index, fitted in fit_together([student.trainee for student in begun], loader):
-            if isinstance(fitted, Fitted) and ranks.is_first:
-                students.seal(ws, begun[index], fitted)
-                ws.made(begun[index].folder, seconds=fitted.seconds)
-            elif isinstance(fitted, StillroomError):
-                faults.append(str(fitted) if len(jobs) == 1 else f"{jobs[index].name}: {fitted}")
-    if len(jobs) > 1:
-        ws.say("distill", f"{len(jobs)} students in one pass: {time.perf_counter() - started:.1f} s")
-    return faults
-
-
-def shared_loader(ws: Workspace, jobs: Sequence[Run], readings: Sequence[Reading], ranks: Ranks) -> SharedLoader:
-    """Return what the runs of a pass stream. On labels alone, batches are as large and hold labelled rows only."""
-    labelled, replayer = None, ws.replayer
-    if jobs[0].fusion is None:
-        labelled = ws.plan.splits["train"].labelled
-    else:
-        imports = imported_code(ws.plan.transforms)
-        replayer = open_readings(readings, ws.dataset, device=ws.device, imports=imports)
-    return SharedLoader(
-        readings,
-        replayer,
-        batch_size=jobs[0].entry.batch_size,
-        seed=jobs[0].order_seed,
-        positions=labelled,
-        share=ranks.share,
-    )

@@ -50,6 +50,7 @@ from pipeline.report.numbers import size as as_size
 from stages.networks import load_student
 from stages.recipe import StudentEntry
 from stages.runs import Run, folder_of, fusion_of, runs
+from stages.search import all_students
 from stages.show import progress
 from stages.students import WEIGHTS
 from stages.workspace import Workspace
@@ -111,7 +112,7 @@ def _is_network(ws: Workspace, job: Run) -> bool:
 
 def _named(ws: Workspace, name: str) -> list[StudentEntry]:
     """Return the student of a name, which may be a sweep's trial. Raises: StillroomError with near names."""
-    known = {entry.name: entry for entry in ws.recipe.students}
+    known = {entry.name: entry for entry in all_students(ws)}
     if name not in known:
         raise StillroomError(f"{ws.recipe.name}: no student {name!r}; expected one it has; {near_names(name, known)}")
     return [known[name]]

@@ -195,13 +195,14 @@ class StudentEntry(Training):
 class Sweep(Section):
     """Many students of one kind: each key of `over` is a student's, dotted where it lies deeper ("loss.temperature").
 
-    A list are values to try; `{ low, high, log }` is a range, for random search. A grid tries every combination, a
-    random search `trials` draws from `seed`. Each trial is a student of its own, `<student>.<sweep>.<number>`.
+    A list are values to try; `{ low, high, log }` is a range, for the other searches. A grid tries every combination, a
+    random search draws `trials` of them from `seed`; "optuna" proposes each trial from those before and ends poor ones
+    early. Each trial is a student of its own, `<student>.<sweep>.<number>`.
     """
 
     name: Name
     student: str
-    search: Literal["grid", "random"] = "grid"
+    search: Literal["grid", "random", "optuna"] = "grid"
     trials: Count = 16
     seed: Annotated[int, Field(ge=0)] = 0
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0]

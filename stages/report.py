@@ -1,8 +1,10 @@
 """report: manifests become results.json for machines and one self-contained page for people."""
 
 import json
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,14 +12,22 @@ import torch
 
 from pipeline import report as reports
 from pipeline.errors import StillroomError
-from pipeline.lineage import Manifest, fingerprint, read_cost, read_manifest, write_durably
+from pipeline.lineage import Manifest, artefact_folder, fingerprint, read_cost, read_manifest, write_durably
+from pipeline.models import SoftTree
 from pipeline.report import Cost, Member, Part
 from pipeline.store import TargetStore, open_targets, open_teacher
-from stages import runs
-from stages.auto import chosen
+from stages import auto, runs, search
 from stages.league import LEAGUE
-from stages.recipe import AUTO
+from stages.networks import load_student
+from stages.recipe import AUTO, Sweep
+from stages.sweep import trials, values_of
 from stages.workspace import Workspace, fold_model_name
+
+MOST_TREES = 3  # that are drawn
+ENDED = {
+    search.PRUNED: "ended early: trials before it were better by then",
+    search.FAILED: "failed: it may have diverged",
+}
 
 
 @dataclass
@@ -27,6 +37,8 @@ class Found:
     parts: list[Part] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    sweeps: list[reports.SweepTable] = field(default_factory=list)
+    losses: list[reports.LossTable] = field(default_factory=list)
 
     def of(self, *kinds: str) -> list[Part]:
         """Return the parts of some kinds."""
@@ -40,6 +52,8 @@ def run(ws: Workspace) -> None:
         _add_teachers(ws, found)
         _add_fusions(ws, found)
         _add_students(ws, found)
+        found.sweeps = [_sweep(ws, sweep, found) for sweep in ws.recipe.sweep]
+        _add_losses(ws, found)
     if not found.parts:
         raise StillroomError(
             f"{ws.root}: found nothing finished of recipe {ws.recipe.name!r}; expected a teacher store at least; "
@@ -53,6 +67,7 @@ def run(ws: Workspace) -> None:
     made_from = fingerprint(
         {"rows": rows, "costs": [(c.stage, c.folder.name, c.seconds) for c in found.costs], "missing": found.missing}
         | {"facts": _facts(ws), "sources": reports.sources_digest(), "league": league and league.fingerprint}
+        | {"sweeps": [asdict(sweep) for sweep in found.sweeps], "losses": [asdict(table) for table in found.losses]}
     )
     if not reports.is_current(page, made_from):
         write_durably(page, reports.render(_report(ws, found, league, made_from)).encode())
@@ -96,34 +111,90 @@ def _add_fusions(ws: Workspace, found: Found) -> None:
 def _add_students(ws: Workspace, found: Found) -> None:
     for job in _jobs(ws, found):
         folder = runs.folder_of(ws, job)
-        if job.fusion and job.role != "student":
-            _add_cost(found, Cost("fuse", job.fusion.name, ws.target_folder(job.fusion), None))
+        if job.fusion is not None and not job.is_lazy:
+            _add_cost(found, "fuse", job.fusion.name, ws.target_folder(job.fusion))
         if student := read_manifest(folder):
             fusion = None if job.fusion is None else job.fusion.name
-            cost, entry = read_cost(folder), job.entry.name
-            part = reports.student_part(student, folder, cost, entry=entry, role=job.role, fusion=fusion)
-            found.parts.append(part)
-            name = job.entry.name if job.role == "student" else f"{job.entry.name}: {reports.title_of(job.role)}"
-            found.costs.append(Cost("distill", name, folder, part.row["seconds"]))
+            entry = job.entry.name
+            name = entry if job.is_own else f"{entry}: {reports.title_of(job.role)}"
+            for member in runs.members(job):
+                _add_cost(found, "distill", f"{name}: members", runs.folder_of(ws, member))
+            found.parts.append(
+                reports.student_part(student, folder, _cost(ws, job), entry=entry, role=job.role, fusion=fusion)
+            )
+            found.costs.append(Cost("distill", name, folder, _seconds(read_cost(folder))))
         else:
             found.missing.append(f"student {job.name}")
 
 
-def _add_cost(found: Found, cost: Cost) -> None:
-    """Add a baseline's target store, once for all seeds and students that share it."""
-    if read_manifest(cost.folder) and all(cost.folder != other.folder for other in found.costs):
-        seconds = read_cost(cost.folder).get("seconds")
-        found.costs.append(Cost(cost.stage, cost.name, cost.folder, seconds))
+def _cost(ws: Workspace, job: runs.Run) -> dict[str, Any]:
+    """Return what a student cost; an ensemble costs what its members do."""
+    cost = read_cost(runs.folder_of(ws, job))
+    seconds = [_seconds(read_cost(runs.folder_of(ws, member))) for member in runs.members(job)]
+    known = [each for each in seconds if each is not None]
+    return {**cost, "seconds": (_seconds(cost) or 0.0) + sum(known)} if known else cost
+
+
+def _seconds(cost: Mapping[str, Any]) -> float | None:
+    return cost.get("seconds", cost.get("training_seconds"))
+
+
+def _add_cost(found: Found, stage: str, name: str, folder: Path) -> None:
+    """Add what is there of others' making: a target store once for all that share it, a member, a candidate."""
+    if read_manifest(folder) and all(folder != other.folder for other in found.costs):
+        found.costs.append(Cost(stage, name, folder, _seconds(read_cost(folder))))
 
 
 def _jobs(ws: Workspace, found: Found) -> Iterator[runs.Run]:
     """Yield the recipe's runs; while a teacher store is missing, nobody knows the best teacher, so no baselines."""
     whole = len(found.of("teacher")) == len(ws.recipe.teacher)
-    for entry in ws.recipe.students:
+    own = {entry.name for entry in ws.recipe.student}
+    for entry in search.all_students(ws):
+        fusion = runs.fusion_of(ws, entry)
+        if fusion is not None and not ws.is_decided(fusion):
+            found.missing.append(f"student {entry.name}")
+            continue
         yield from runs.runs(ws, entry if whole else entry.model_copy(update={"baselines": False}))
-        yield from chosen(ws, entry)
+        yield from auto.chosen(ws, entry) if entry.name in own else ()  # a trial's loss is its own
         if entry.baselines and not whole:
             found.missing.append(f"baselines of {entry.name}")
+
+
+def _sweep(ws: Workspace, sweep: Sweep, found: Found) -> reports.SweepTable:
+    title, student = f"{sweep.student}.{sweep.name}", ws.recipe.find("student", sweep.student)
+    if sweep.search == "optuna":
+        tried = search.read_trials(ws, sweep)
+        values = {f"{title}.{trial['number']}": trial["values"] for trial in tried}
+        faults = {f"{title}.{trial['number']}": ENDED[trial["state"]] for trial in tried if trial["state"] in ENDED}
+    else:
+        values, faults = {entry.name: values_of(sweep, entry) for entry in trials(sweep, student)}, {}
+    return reports.sweep_table(title, values, found.parts, seeds=len(sweep.seeds), faults=faults)
+
+
+def _add_losses(ws: Workspace, found: Found) -> None:
+    """Add the choices of a loss that were made, and what trying cost."""
+    for entry in ws.recipe.student:
+        if not auto.chosen(ws, entry):
+            continue
+        manifest = read_manifest(artefact_folder(ws.root / "autos", entry.name, auto.config(ws, entry)))
+        assert manifest is not None  # else nothing is chosen
+        found.losses.append(reports.loss_table(entry.name, manifest.details))
+        for job in auto.candidates(ws, entry).values():
+            _add_cost(found, "distill", f"{entry.name}: losses tried", runs.folder_of(ws, job))
+
+
+def _trees(ws: Workspace, found: Found) -> Iterator[reports.Tree]:
+    """Yield the soft decision trees among the students, the first seed of each; a sweep's best stands for it."""
+    seen = set[str]()
+    for part in reports.listed(found.of("student"), found.sweeps):
+        name, manifest = part.row["name"], part.manifest
+        if manifest is None or name in seen or manifest.config["training"]["model"] != "soft_tree":
+            continue
+        seen.add(name)
+        model = load_student(part.folder, manifest, ws.dataset.shape)
+        if isinstance(model, SoftTree):  # and no ensemble of some
+            inputs = [batch.inputs.cpu() for batch in ws.held_out("test")]
+            yield reports.tree_of(name, part.row["seed"], model, inputs, ws.plan.splits["test"].labels)
 
 
 def _league(ws: Workspace) -> Manifest | None:
@@ -145,7 +216,7 @@ def _report(ws: Workspace, found: Found, league: Manifest | None, made_from: str
         parts=found.parts,
         missing=found.missing,
         classes=ws.classes,
-        members=list(_members(found, torch.from_numpy(labels))),
+        members=list(_members(Found(reports.listed(found.parts, found.sweeps)), torch.from_numpy(labels))),
         labels=labels,
         fusion=focus,
         best_teacher=ws.best_teacher([part.row["name"] for part in found.of("teacher")]),
@@ -156,6 +227,10 @@ def _report(ws: Workspace, found: Found, league: Manifest | None, made_from: str
         teaching=None if taught is None else _teaching(found, taught, stores[taught]),
         train_pixels=lambda positions: _as_shown(ws, positions),
         strategies=None if league is None else league.details,
+        sweeps=found.sweeps,
+        ensembles=reports.ensemble_tables(found.parts),
+        losses=found.losses,
+        trees=list(islice(_trees(ws, found), MOST_TREES)),
     )
 
 

@@ -15,6 +15,7 @@ from stages import data, runs
 from stages.auto import chosen
 from stages.league import LEAGUE
 from stages.recipe import AUTO
+from stages.search import all_students
 from stages.workspace import Workspace, fold_model_name
 
 KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students", "autos", "exports")
@@ -66,7 +67,7 @@ def wanted(ws: Workspace) -> list[Wanted]:
             found.append(Wanted("teachers", name, ws.teacher_folder(entry, fold), shown))
     found += [Wanted("logits", entry.name, ws.teacher_store_folder(entry), answers) for entry in recipe.teacher]
     jobs = (
-        [j for entry in recipe.students for j in (*runs.runs(ws, entry), *chosen(ws, entry))] if is_dumped(ws) else []
+        [j for entry in all_students(ws) for j in (*runs.runs(ws, entry), *chosen(ws, entry))] if is_dumped(ws) else []
     )
     jobs = [job for job in jobs if job.fusion is None or ws.is_decided(job.fusion)]
     found += [Wanted("logits", name, ws.store_folder(name), answers) for name in ws.born]

@@ -17,9 +17,13 @@ RANGE = {"low", "high", "log", "whole"}
 
 
 def trials(sweep: Sweep, student: StudentEntry) -> list[StudentEntry]:
-    """Return the student of each trial. Raises: StillroomError for a key or a value that a student can't have."""
+    """Return the student of each trial; of a search by Optuna they are known as it goes.
+
+    Raises: StillroomError for a key or a value that a student can't have.
+    """
     found = _grid(sweep) if sweep.search == "grid" else _random(sweep)
-    return [_trial(sweep, student, number, values) for number, values in enumerate(found)]
+    students = [trial_of(sweep, student, number, values) for number, values in enumerate(found)]
+    return [] if sweep.search == "optuna" else students  # these were drawn to see whether its ranges can be
 
 
 def values_of(sweep: Sweep, entry: StudentEntry) -> dict[str, Any]:
@@ -66,7 +70,8 @@ def _draw(values: Any, draws: np.random.Generator, where: str) -> Any:
     return round(drawn) if values.get("whole") else float(f"{drawn:.4g}")
 
 
-def _trial(sweep: Sweep, student: StudentEntry, number: int, values: Mapping[str, Any]) -> StudentEntry:
+def trial_of(sweep: Sweep, student: StudentEntry, number: int, values: Mapping[str, Any]) -> StudentEntry:
+    """Return the student of one trial. Raises: StillroomError for a key or a value that a student can't have."""
     said = student.model_dump()
     said |= {"name": f"{student.name}.{sweep.name}.{number}", "seeds": list(sweep.seeds), "baselines": False}
     for path, value in values.items():

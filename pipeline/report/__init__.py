@@ -1,7 +1,9 @@
 """Reports: rows for machines, one self-contained page for people. Knows values and manifests, no recipe."""
 
+from pipeline.report.choices import LossTable, SweepTable, ensemble_tables, listed, loss_table, sweep_table
+from pipeline.report.contents import Report
 from pipeline.report.facts import facts
-from pipeline.report.page import Report, is_current, render, sources_digest
+from pipeline.report.page import is_current, render, sources_digest
 from pipeline.report.parts import (
     Cost,
     Member,
@@ -15,25 +17,34 @@ from pipeline.report.parts import (
 )
 from pipeline.report.summary import DISHONEST, headline_text, title_of
 from pipeline.report.teaching import Teaching, teaching_of
+from pipeline.report.tree import Tree, tree_of
 
 __all__ = [
     "DISHONEST",
     "Cost",
+    "LossTable",
     "Member",
     "Part",
     "Report",
+    "SweepTable",
     "Teaching",
+    "Tree",
+    "ensemble_tables",
     "facts",
     "fusion_part",
     "headline_text",
     "is_current",
+    "listed",
+    "loss_table",
     "member_of",
     "render",
     "results",
     "sources_digest",
     "student_answers",
     "student_part",
+    "sweep_table",
     "teacher_part",
     "teaching_of",
     "title_of",
+    "tree_of",
 ]

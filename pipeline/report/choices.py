@@ -5,28 +5,30 @@ Test rows are shown beside them and choose nothing.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from statistics import fmean
 from typing import Any
 
 from pipeline.report.parts import STUDENT, Part
+from pipeline.report.summary import BASELINES
 
+UNFINISHED = "not finished: not trained yet, stopped, or diverged"
 MOST_TRIALS = 12  # of all sweeps together that the league still lists one by one
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A student of a sweep: its value of each key, how many seeds are finished, and means over them.
+    """A student of a sweep: its value of each key, how many seeds are finished, and `scores`, means over them.
 
-    NLL in nats, accuracies 0-1, nan while no seed is finished.
+    "calibration_nll" is in nats, "calibration_accuracy" and "test_accuracy" are 0-1; without a finished seed there are
+    none, and `fault` says why.
     """
 
     name: str
     values: Mapping[str, Any]
     seeds: int
-    calibration_nll: float = math.nan
-    calibration_accuracy: float = math.nan
-    test_accuracy: float = math.nan
+    scores: Mapping[str, float] = field(default_factory=dict)
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,9 +74,19 @@ class Joined:
     parameters: int | None
 
     @property
+    def title(self) -> str:
+        """How people call what its members are."""
+        return BASELINES.get(self.role, self.role)
+
+    @property
     def kept(self) -> int:
         """How many members were picked at least once."""
         return sum(picks > 0 for _, _, picks in self.members)
+
+    @property
+    def accuracies(self) -> list[float]:
+        """Each member's accuracy on test rows."""
+        return [accuracy for _, accuracy, _ in self.members]
 
 
 @dataclass(frozen=True)
@@ -94,26 +106,34 @@ class LossTable:
     candidates: Mapping[str, Mapping[str, float]]
 
 
-def sweep_table(title: str, values: Mapping[str, Mapping[str, Any]], parts: Sequence[Part], *, seeds: int) -> SweepTable:
+def sweep_table(
+    title: str,
+    values: Mapping[str, Mapping[str, Any]],
+    parts: Sequence[Part],
+    *,
+    seeds: int,
+    faults: Mapping[str, str] | None = None,
+) -> SweepTable:
     """Return a sweep's table. `values`: the swept keys of each trial by its name; `title`: what those names begin with.
 
-    Trials of one NLL keep their order, in which they are numbered.
+    Trials of one NLL keep their order, in which they are numbered. `faults`: why trials are missing, where it is known.
     """
-    trials = [_trial(name, own, [part for part in parts if _is_student(part, name)]) for name, own in values.items()]
-    ordered = sorted(trials, key=lambda trial: trial.calibration_nll if trial.seeds else math.inf)
+    students: dict[str, list[Part]] = {}
+    for part in parts:
+        if part.row["kind"] == STUDENT and part.manifest is not None:
+            students.setdefault(part.row["name"], []).append(part)
+    why = faults or {}
+    trials = [_trial(name, own, students.get(name, []), why.get(name, UNFINISHED)) for name, own in values.items()]
+    ordered = sorted(trials, key=lambda trial: trial.scores.get("calibration_nll", math.inf))
     return SweepTable(title, list(next(iter(values.values()), {})), seeds, ordered)
 
 
-def _is_student(part: Part, name: str) -> bool:
-    return part.manifest is not None and (part.row["kind"], part.row["name"]) == (STUDENT, name)
-
-
-def _trial(name: str, values: Mapping[str, Any], parts: Sequence[Part]) -> Trial:
+def _trial(name: str, values: Mapping[str, Any], parts: Sequence[Part], fault: str) -> Trial:
     if not parts:
-        return Trial(name, values, 0)
-    found = [part.manifest.metrics["calibration"] for part in parts if part.manifest is not None]
-    nll, accuracy = (fmean(each[metric] for each in found) for metric in ("nll", "accuracy"))
-    return Trial(name, values, len(parts), nll, accuracy, fmean(part.row["accuracy"] for part in parts))
+        return Trial(name, values, 0, fault=fault)
+    calibrated = [part.manifest.metrics["calibration"] for part in parts if part.manifest is not None]
+    scores = {f"calibration_{metric}": fmean(own[metric] for own in calibrated) for metric in ("nll", "accuracy")}
+    return Trial(name, values, len(parts), {**scores, "test_accuracy": fmean(part.row["accuracy"] for part in parts)})
 
 
 def ensemble_tables(parts: Sequence[Part]) -> list[EnsembleTable]:
@@ -126,15 +146,21 @@ def ensemble_tables(parts: Sequence[Part]) -> list[EnsembleTable]:
 
 
 def _joined(part: Part, details: Mapping[str, Any]) -> Joined:
-    row, accuracies = part.row, dict(zip(details["counts"], details["members_accuracy"], strict=True))
+    row, picks = part.row, details["counts"]
+    names = sorted(picks, key=_number_of)  # a manifest sorts its keys as text: m10 before m2
+    members = zip(names, details["members_accuracy"], (picks[name] for name in names), strict=True)
     return Joined(
         role=STUDENT if row["kind"] == STUDENT else row["name"],
         seed=row["seed"],
-        members=[(name, accuracies[name], picks) for name, picks in details["counts"].items()],
+        members=list(members),
         nlls=details["calibration_nll"],
         accuracy=row["accuracy"],
         parameters=row["params"],
     )
+
+
+def _number_of(member: str) -> int:
+    return int(member.rpartition(".m")[2])
 
 
 def loss_table(student: str, details: Mapping[str, Any]) -> LossTable:
@@ -144,7 +170,13 @@ def loss_table(student: str, details: Mapping[str, Any]) -> LossTable:
 
 
 def listed(parts: Sequence[Part], sweeps: Sequence[SweepTable]) -> list[Part]:
-    """Return the parts that a page lists one by one: trials have their own table, and stay there once they are many."""
+    """Return the parts that a page lists one by one: of trials, once they are many, the best of each sweep alone."""
     if sum(len(sweep.finished) for sweep in sweeps) <= MOST_TRIALS:
         return list(parts)
-    return [part for part in parts if not any(sweep.has(part.row.get("student") or "") for sweep in sweeps)]
+    best = {sweep.best.name for sweep in sweeps if sweep.best}
+    students = [part.row.get("student") or "" for part in parts]
+    return [
+        part
+        for part, student in zip(parts, students, strict=True)
+        if student in best or not any(sweep.has(student) for sweep in sweeps)
+    ]

@@ -23,11 +23,12 @@ STUDENT = "student"
 
 @dataclass(frozen=True)
 class Part:
-    """A finished artefact: its row of `results.json`, where it lies, and how its training went."""
+    """A finished artefact: its row of `results.json`, where it lies; of a student, how it was trained, its manifest."""
 
     row: dict[str, Any]
     folder: Path
     history: Sequence[Mapping[str, float]] = ()
+    manifest: Manifest | None = None
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def student_part(
         "steps": details["steps"],
         "rows": details["rows"],
     }
-    return Part(row, folder, details["history"])
+    return Part(row, folder, details["history"], student)
 
 
 def student_answers(folder: Path, split: str = "test") -> Tensor:

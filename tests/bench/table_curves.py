@@ -70,25 +70,14 @@ Curve = dict[str, dict[str, list[Figures]]]  # line -> point -> a student a seed
 
 
 class Seen:
-    """A loader whose batches each of several students sees in its own way."""
+    """A loader of whose batches each of several students sees what `see` returns: a batch for each of them."""
 
-    def __init__(self, loader: Any, sees: Sequence[Callable[[Any], Batch]]):
-        self._loader, self._sees = loader, sees
+    def __init__(self, loader: Any, see: Callable[[Any], Sequence[Batch]]):
+        self._loader, self._see = loader, see
         self.state_dict, self.load_state_dict = loader.state_dict, loader.load_state_dict
 
-    def __iter__(self) -> Iterator[list[Batch]]:
-        return ([see(batch) for see in self._sees] for batch in self._loader)
-
-
-def as_read(shown: Any) -> Batch:
-    """Return a batch of a store as its only reader sees it."""
-    return shown[0]
-
-
-def as_labelled(shown: Any, labels: Tensor) -> Batch:
-    """Return a batch of a store with labels [N] of all rows, and without targets."""
-    batch = shown[0]
-    return replace(batch, labels=labels[batch.positions].to(batch.labels), target_log_probs=None)
+    def __iter__(self) -> Iterator[Sequence[Batch]]:
+        return map(self._see, self._loader)
 
 
 def trained(ws: Workspace, jobs: Sequence[Run], open_loader: Callable[[], Seen], **shown: Any) -> list[Figures]:
@@ -139,14 +128,16 @@ def views_curve(ws: Workspace, steps: int) -> Curve:
     pool, entry = ws.recipe.find("fusion", POOL), ws.recipe.find("student", STUDENT)
     fuse.ensure(ws, pool)
     epochs = steps / steps_of(ws, Run(entry, "student", 0, pool))[1]
-    answered, found = Online(ws), Curve({CACHED: {}, ONLINE: {"fresh": []}})
+    answered, found = Online(ws), Curve({CACHED: {}, ONLINE: {}})
     ws.say("distill", f"stored targets are KL {answered.kl_of_stored():.1e} nats from what the teachers answer live")
     for seed in entry.seeds:
         job = Run(entry.model_copy(update={"epochs": epochs}), "student", seed, pool)
         for count in (2**k for k in range(ws.plan.count.bit_length())):
             figures = trained(ws, [job], partial(stored_loader, ws, job, rows_of(ws, count)), views=count)
             found[CACHED].setdefault(str(count), []).extend(figures)
-        found[ONLINE]["fresh"] += trained(ws, [job], partial(live_loader, ws, job, answered), online=FRESH)
+    together = entry.model_copy(update={"epochs": epochs, "order_seed": 0})  # the teachers answer all seeds at once
+    jobs = [Run(together, "student", seed, pool) for seed in entry.seeds]
+    found[ONLINE]["fresh"] = trained(ws, jobs, partial(live_loader, ws, jobs, answered), online=FRESH)
     return found
 
 
@@ -158,13 +149,14 @@ def rows_of(ws: Workspace, count: int) -> Replayer:
 def stored_loader(ws: Workspace, job: Run, replayer: Replayer) -> Seen:
     """Return what shows the views of a replayer with their targets from the store."""
     loader = SharedLoader([reading(ws, job)], replayer, batch_size=job.entry.batch_size, seed=job.order_seed)
-    return Seen(loader, [as_read])
+    return Seen(loader, lambda shown: [shown[0]])
 
 
-def live_loader(ws: Workspace, job: Run, answered: "Online") -> Seen:
-    """Return what shows fresh views with what the teachers say of them there and then."""
-    loader = ViewLoader(rows_of(ws, FRESH), "train", batch_size=job.entry.batch_size, seed=job.order_seed)
-    return Seen(loader, [answered])
+def live_loader(ws: Workspace, jobs: Sequence[Run], answered: "Online") -> Seen:
+    """Return what shows all runs the same fresh views, with what the teachers say of them there and then."""
+    size, seed = jobs[0].entry.batch_size, jobs[0].order_seed
+    loader = ViewLoader(rows_of(ws, FRESH), "train", batch_size=size, seed=seed)
+    return Seen(loader, lambda batch: [answered(batch)] * len(jobs))
 
 
 class Online:
@@ -206,7 +198,7 @@ def rows_curve(ws: Workspace) -> Curve:
     """
     entry, pool, train = ws.recipe.find("student", STUDENT), ws.recipe.find("fusion", POOL), ws.plan.splits["train"]
     hidden = np.setdiff1d(np.arange(len(train)), train.labelled)
-    sees = [as_read, partial(as_labelled, labels=torch.from_numpy(ws.dataset.labels[train.ids]))]
+    labels = torch.from_numpy(ws.dataset.labels[train.ids])
     sizes = [size for size in (len(train.labelled) << k for k in range(4)) if size < len(train)]
     found = Curve({SOFT: {}, TRUE: {}})
     for seed in entry.seeds:
@@ -214,16 +206,22 @@ def rows_curve(ws: Workspace) -> Curve:
         jobs = [job, Run(entry.model_copy(update={"fusion": LABELS}), "student", seed, None)]
         for size in [*sizes, len(train)]:
             chosen = np.sort(np.concatenate([train.labelled, hidden[: size - len(train.labelled)]]))
-            pair = trained(ws, jobs, partial(some_loader, ws, job, chosen, sees), rows=size)
+            pair = trained(ws, jobs, partial(some_loader, ws, job, chosen, labels), rows=size)
             for line, figures in zip(found, pair, strict=True):
                 found[line].setdefault(str(size), []).append(figures)
     return found
 
 
-def some_loader(ws: Workspace, job: Run, positions: np.ndarray, sees: Sequence[Callable[[Any], Batch]]) -> Seen:
-    """Return what shows some of the rows with their targets, as each student sees them."""
+def some_loader(ws: Workspace, job: Run, positions: np.ndarray, labels: Tensor) -> Seen:
+    """Return what shows some of the rows, to one student with their targets, to another with their labels [N] alone."""
     size, seed = job.entry.batch_size, job.order_seed
-    return Seen(SharedLoader([reading(ws, job)], ws.replayer, batch_size=size, seed=seed, positions=positions), sees)
+    loader = SharedLoader([reading(ws, job)], ws.replayer, batch_size=size, seed=seed, positions=positions)
+
+    def see(shown: Any) -> Sequence[Batch]:
+        batch = shown[0]
+        return [batch, replace(batch, labels=labels[batch.positions].to(batch.labels), target_log_probs=None)]
+
+    return Seen(loader, see)
 
 
 def swept_curves(ws: Workspace) -> dict[str, Curve]:

@@ -25,8 +25,8 @@ from torch import Tensor, nn
 
 from pipeline.lineage import fingerprint, write_durably
 from pipeline.loader import TargetLoader
-from pipeline.losses import cross_entropy, distillation_loss
-from pipeline.metrics import classification_metrics, mean_interval, paired_interval
+from pipeline.losses import distillation_loss
+from pipeline.metrics import agreement, classification_metrics, mean_interval, paired_interval
 from pipeline.models import build_model
 from pipeline.objective import Objective
 from pipeline.store import open_targets
@@ -41,7 +41,6 @@ from tests.bench.ratios import seconds
 
 SEEDS, EPOCHS, BATCH, LR = range(5), 2, 256, 4e-3
 LABELS = {"none": "none", "all": "57,000 rows", "few": "3,000 rows"}
-Epoch = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -72,17 +71,16 @@ class Case:
 
 
 KD = {"temperature": 4.0}
-CASES = (
+MIXED = Case("half labels, half KD, T 4", "kl", 4.0, "KDLoss", {**KD, "alpha": 0.5}, alpha=0.5, labels="all")
+TRAINED = (
     Case("KD, T 4", "kl", 4.0, "KDLoss", {**KD, "alpha": 0.0}, 16.0),
     Case("KD, T 4", "kl", 4.0, "KDLoss", {**KD, "alpha": 0.0}, 16.0, names=("resnet", "vgg")),
     Case("DIST, T 1", "dist", 1.0, "DISTLoss", {"beta": 1.0, "gamma": 1.0}, options={"beta": 1.0, "gamma": 1.0}),
-    Case("logits standardised, T 2", "zscore", 2.0, "LogitStdKDLoss", {"temperature": 2.0, "alpha": 0.0}, 4.0),
-    Case("half labels, half KD, T 4", "kl", 4.0, "KDLoss", {**KD, "alpha": 0.5}, alpha=0.5, labels="all"),
-    Case(
-        "half labels, half KD, T 4", "kl", 4.0, "KDLoss", {**KD, "alpha": 0.5, "ignore_index": -1}, alpha=0.5,
-        labels="few",
-    ),
-)  # fmt: skip
+    MIXED,
+)
+STANDARDISED = Case("z-scores, T 2", "zscore", 2.0, "LogitStdKDLoss", {"temperature": 2.0, "alpha": 0.0}, 4.0)
+FEW = replace(MIXED, words={**MIXED.words, "ignore_index": -1}, labels="few")
+COMPARED = (*TRAINED, STANDARDISED, FEW)
 
 
 class MeanOfTeachers(nn.Module):
@@ -197,23 +195,18 @@ def train_pair(ws: Workspace, case: Case, seed: int) -> dict[str, Any]:
     for _ in range(EPOCHS):
         took = seconds(lambda: our_epoch(run, shown(ws, case, loader)))
         ratios.append(took / seconds(lambda: their_epoch(box, shown(ws, case, views))))
-    answers = [predict(model, iter(ws.held_out("test"))) for model in (ours, theirs)]
+    said = [predict(model, iter(ws.held_out("test"))) for model in (ours, theirs)]
     labels = torch.from_numpy(ws.plan.splits["test"].labels)
-    scores = [100 * classification_metrics(each, labels)["accuracy"] for each in answers]
-    agree = (answers[0].argmax(-1) == answers[1].argmax(-1)).float().mean().item()
+    scores = [100 * classification_metrics(each, labels)["accuracy"] for each in said]
+    agree = agreement(*said)
     return {"seed": seed, "ours": scores[0], "theirs": scores[1], "agree": 100 * agree, "ratios": ratios}
 
 
 def pairs(ws: Workspace, case: Case, path: Path) -> list[dict[str, Any]]:
     """Return every seed's pair; those of a file that were made in the same way are taken from it."""
     kept = json.loads(path.read_text()) if path.exists() else {}
-    made_from = {
-        "target": ws.target_config(case.fusion),
-        "case": repr(case),
-        "seeds": "each",
-        "epochs": EPOCHS,
-        "lr": LR,
-    }
+    training = {"case": repr(case), "epochs": EPOCHS, "batch": BATCH, "lr": LR, "peer": version("torchdistill")}
+    made_from = {"target": ws.target_config(case.fusion), **training}
     rows = kept.setdefault(fingerprint(made_from), [])
     for seed in SEEDS:
         if seed not in [row["seed"] for row in rows]:
@@ -230,7 +223,7 @@ def compare_losses(ws: Workspace) -> None:
     """Print, for one batch, our value, theirs, the farthest gradients, and how far the store's rounding is from it."""
     columns = ("loss", "labels", "ours", "theirs", "times", "value apart", "gradient apart", "ours from the store")
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for case in CASES:
+    for case in COMPARED:
         loader, views = loaders(ws, case, 0)
         batch, same = next(shown(ws, case, loader)), next(shown(ws, case, views))
         assert torch.equal(batch.inputs, same.inputs)
@@ -241,13 +234,9 @@ def compare_losses(ws: Workspace) -> None:
         ours = partial(our_value, case, batch.labels, (answers / case.temperature).log_softmax(-1))
         stored = partial(our_value, case, batch.labels, batch.target_log_probs)
         theirs = partial(their_value, case, batch.labels, answers)
-        (value, slope), (other, other_slope), (kept, _) = (
-            with_gradient(loss, student) for loss in (ours, theirs, stored)
-        )
-        apart = (slope - case.scale * other_slope).abs().max() / slope.abs().max()
-        figures = (
-            f"{value:.6f} | {other:.6f} | {case.scale:g} | {abs(case.scale * other / value - 1):.1e} | {apart:.1e}"
-        )
+        (a, slope), (b, their_slope), (kept, _) = (with_gradient(loss, student) for loss in (ours, theirs, stored))
+        apart = (slope - case.scale * their_slope).abs().max() / slope.abs().max()
+        figures = f"{a:.6f} | {b:.6f} | {case.scale:g} | {abs(case.scale * b / a - 1):.1e} | {apart:.1e}"
         print(f"| {case.name}, {len(case.names)} | {LABELS[case.labels]} | {figures} | {kept:.6f} |")
 
 
@@ -271,39 +260,27 @@ def their_value(case: Case, labels: Tensor, answers: Tensor, student: Tensor) ->
 
 
 def few_labels(ws: Workspace) -> None:
-    """Say what either does with rows without a label."""
-    case = CASES[-1]
-    batch = next(iter(loaders(ws, case, 0)[1]))
+    """Print what either does with rows without a label, where student and teacher agree, so that labels are all."""
+    batch = next(iter(loaders(ws, FEW, 0)[1]))
     student = torch.zeros(len(batch), len(ws.classes))
-    plain = replace(case, words={**KD, "alpha": 0.5})
     try:
-        found = str(their_value(plain, batch.labels, student, student).item())
+        found = f"{their_value(MIXED, batch.labels, student, student):.4f}"
     except (IndexError, RuntimeError, ValueError) as error:
         found = f"{type(error).__name__}: {error}"
-    print(f"\ntheirs, labels of -1, as it comes: {found}")
-    labelled = (batch.labels >= 0).float().mean().item()
-    theirs = their_value(case, batch.labels, student, student).item()
-    ours = case.alpha * cross_entropy(student, batch.labels).mean().item()
-    print(f"with ignore_index -1, soft part 0, {labelled:.1%} of rows labelled: theirs {theirs:.4f}, ours {ours:.4f}")
-    hidden = torch.full_like(batch.labels, -1)
-    print(f"and of a batch without any label: {their_value(case, hidden, student, student).item()}")
+    theirs = their_value(FEW, batch.labels, student, student)
+    ours = our_value(FEW, batch.labels, student.log_softmax(-1), student)
+    none = their_value(FEW, torch.full_like(batch.labels, -1), student, student)
+    share = (batch.labels >= 0).float().mean()
+    print(f"\n{MIXED.name}, {share:.1%} of a batch's rows labelled: theirs {found}")
+    print(f"with ignore_index -1: theirs {theirs:.4f}, ours {ours:.4f}; theirs where no row is labelled: {none:.4f}")
 
 
 def show(ws: Workspace, path: Path) -> None:
     """Print the table as Markdown."""
-    columns = (
-        "loss",
-        "teachers",
-        "labels",
-        "ours, %",
-        "theirs, %",
-        "apart, points",
-        "p",
-        "agree, %",
-        "epoch: ours ÷ theirs",
-    )
+    compared = ("ours, %", "theirs, %", "apart, points", "p", "same answer, %", "epoch's time, ours ÷ theirs")
+    columns = ("loss", "teachers", "labels", *compared)
     print(f"\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
-    for case in CASES:
+    for case in TRAINED:
         rows = pairs(ws, case, path)
         ours, theirs = ([row[side] for row in rows] for side in ("ours", "theirs"))
         means = [mean_interval(side) for side in (ours, theirs)]
@@ -324,7 +301,7 @@ def main() -> None:
     logging.getLogger().setLevel(logging.WARNING)  # theirs logs to the root
     ws = Workspace(load_recipe("fashion"), Path("data"), Console(stderr=True))
     data.run(ws)
-    for name in sorted({name for case in CASES for name in case.names}):
+    for name in sorted({name for case in TRAINED for name in case.names}):
         logits.ensure(ws, ws.recipe.find("teacher", name))
     rows = sum(ws.plan.views(name) * len(split) for name, split in ws.plan.splits.items())
     once = rows / len(ws.plan.splits["train"])

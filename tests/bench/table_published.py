@@ -8,6 +8,7 @@ The recipe `digits` holds data, teachers, and how each student is trained; store
 found (`tests.bench.transfer_sets`).
 """
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -178,8 +179,8 @@ def self_distillation(ws: Workspace) -> None:
             "test": (ws.held_out("test"), transfer.store.logits("test")),
         }
         accuracy = [100 - errors(*answers(transfer, TEACHER, seed, "test"), classes=[0])[0] for seed in SEEDS]
-        for name, (batches, said) in sets.items():
-            rows = [fidelity(transfer.trained(TEACHER, seed), batches, said) for seed in SEEDS]
+        for name, (batches, wanted) in sets.items():
+            rows = [fidelity(transfer.trained(TEACHER, seed), batches, wanted) for seed in SEEDS]
             agreed, apart = (mean_interval(column) for column in zip(*rows, strict=True))
             last = shown(mean_interval(accuracy)) if name == "test" else ""
             print(f"| {count} | {name} | {shown(agreed)} | {shown(apart, digits=4)} | {last} |")
@@ -202,12 +203,15 @@ def shown(interval: Interval, digits: int = 2) -> str:
     return f"{interval.mean:.{digits}f} ± {interval.mean - interval.low:.{digits}f}"
 
 
+TABLES = {"omitted-class": omitted_class, "soft-tree": soft_tree, "self-distillation": self_distillation}
+
+
 def main() -> None:
-    """Make and print the three tables."""
+    """Make and print the three tables, or those named."""
     keep_freed_memory()
     ws = Workspace(load_recipe("digits"), Path("data"), Console())
-    for table in (omitted_class, soft_tree, self_distillation):
-        table(ws)
+    for name in sys.argv[1:] or TABLES:
+        TABLES[name](ws)
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pipeline import train
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
 from pipeline.objective import Objective
-from stages import distill, fuse, gc, logits, report, runs, status, students
+from stages import distill, fuse, gc, logits, passes, report, runs, status, students
 from stages.load import load_recipe
 from stages.workspace import Workspace
 
@@ -151,9 +151,9 @@ def test_killed_in_mid_epoch_the_weigher_goes_on_with_the_student(home: Path, mo
         step(self, batch)
 
     save_always = {"checkpoint_seconds": 0.0}
-    fit = distill.fit_together
+    fit = passes.fit_together
     monkeypatch.setattr(
-        distill, "fit_together", lambda *arguments, **options: fit(*arguments, **{**options, **save_always})
+        passes, "fit_together", lambda *arguments, **options: fit(*arguments, **{**options, **save_always})
     )
     monkeypatch.setattr(train.Run, "step", dies)
     with pytest.raises(Killed):

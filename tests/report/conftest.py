@@ -9,7 +9,18 @@ import pytest
 import torch
 
 from pipeline.lineage import Manifest
-from pipeline.report import Cost, Member, Part, Report, fusion_part, member_of, student_part, teacher_part
+from pipeline.report import (
+    Cost,
+    Member,
+    Part,
+    Report,
+    figures,
+    fusion_part,
+    matrices,
+    member_of,
+    student_part,
+    teacher_part,
+)
 
 SCORES = {"accuracy": 0.5, "precision": 0.4, "recall": 0.5, "f1": 0.45, "nll": 1.0, "ece": 0.1, "brier": 0.6}
 SPLITS = {"train": [2, 40], "calibration": [1, 10], "test": [1, 10]}
@@ -70,6 +81,15 @@ def parts(tmp_path: Path) -> list[Part]:
             cost, fusion = {"seconds": 3.0, "training_seconds": 2.5}, None if role == "hard_labels" else "mean"
             found.append(student_part(manifest, tmp_path, cost, entry="small", role=role, fusion=fusion))
     return found
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures, which take a second a page and are tested elsewhere."""
+    for name in ("comparison", "learning_curves", "pay_back"):
+        monkeypatch.setattr(figures, name, lambda *_: b"png")
+    for name in ("agreement_matrix", "class_recall", "reliability_diagrams", "teaching"):
+        monkeypatch.setattr(matrices, name, lambda *_: b"png")
 
 
 @pytest.fixture

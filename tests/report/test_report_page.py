@@ -7,7 +7,7 @@ import pytest
 
 from pipeline.report import Member, Part, Report, is_current, render
 from pipeline.report.cases import Case, choose_cases
-from pipeline.report.figures import class_recall
+from pipeline.report.matrices import class_recall
 from pipeline.report.page import _readable
 
 MakeReport = Callable[..., Report]

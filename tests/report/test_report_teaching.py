@@ -12,18 +12,11 @@ import numpy as np
 import pytest
 from toys import CLASSES, fuse_store
 
-from pipeline.report import DISHONEST, Cost, Part, Report, Teaching, figures, render, teaching_of
+from pipeline.report import DISHONEST, Cost, Part, Report, Teaching, matrices, render, teaching_of
 from pipeline.report.teaching import Choice, Example
 
 MakeReport = Callable[..., Report]
-
-
-@pytest.fixture(autouse=True)
-def _nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures, which take a second a page and are tested elsewhere."""
-    drawing = ("comparison", "learning_curves", "agreement_matrix", "class_recall", "reliability_diagrams")
-    for name in (*drawing, "teaching", "pay_back"):
-        monkeypatch.setattr(figures, name, lambda *_: b"png")
+pytestmark = pytest.mark.usefixtures("nothing_drawn")
 
 
 def made_up(num_teachers: int, classes: int, **changes: Any) -> Teaching:
@@ -200,7 +193,7 @@ def test_what_students_weighed_themselves_is_drawn(
     make_report: MakeReport, parts: list[Part], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: dict[str, Any] = {}
-    monkeypatch.setattr(figures, "teaching", lambda weights, _: drawn.update(weights) or b"png")
+    monkeypatch.setattr(matrices, "teaching", lambda weights, _: drawn.update(weights) or b"png")
     own = {"a": 0.7, "b": 0.3}
     changed = [
         replace(part, row={**part.row, "teacher_weights": own}) if part.row["kind"] == "student" else part

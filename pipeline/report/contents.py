@@ -1,0 +1,69 @@
+"""What a page is made of."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from pipeline.report.choices import EnsembleTable, LossTable, SweepTable, listed
+from pipeline.report.parts import Cost, Member, Part
+from pipeline.report.summary import DISHONEST
+from pipeline.report.teaching import Teaching
+from pipeline.report.tree import Tree
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """Everything a page is made of.
+
+    `members` answer on the test rows of `labels` int64 [N]: teachers, fusions, then students and hard labels of one
+    seed. `fusion` is that of the first student; `disagreement` maps every fusion to its teachers' divergence on
+    train rows. `pixels` and `train_pixels` return uint8 [B, C, H, W] of test positions, and of train positions as
+    view 0 shows them. `strategies` are the details of a league's manifest. Students of `sweeps` have rows as others do.
+    """
+
+    recipe: str
+    fingerprint: str
+    parts: Sequence[Part]
+    missing: Sequence[str]
+    classes: Sequence[str]
+    members: Sequence[Member]
+    labels: np.ndarray
+    fusion: str | None
+    best_teacher: str | None
+    disagreement: Mapping[str, np.ndarray]
+    pixels: Callable[[np.ndarray], np.ndarray]
+    costs: Sequence[Cost]
+    facts: Mapping[str, Sequence[tuple[str, str]]]
+    teaching: Teaching | None = None
+    train_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    strategies: Mapping[str, Any] | None = None
+    sweeps: Sequence[SweepTable] = ()
+    ensembles: Sequence[EnsembleTable] = ()
+    losses: Sequence[LossTable] = ()
+    trees: Sequence[Tree] = ()
+
+    @property
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of `results.json`."""
+        return [part.row for part in self.parts]
+
+    @cached_property
+    def listed(self) -> list[Part]:
+        """The parts that the page lists one by one: of many trials of sweeps only the best."""
+        return listed(self.parts, self.sweeps)
+
+    def is_honest(self, fusion: str) -> bool:
+        """Whether a fusion was fitted on rows that are no memory of its teachers."""
+        rows = (row for row in self.rows if (row["kind"], row["name"]) == ("fusion", fusion))
+        return bool(next(rows, {}).get("honest", True))
+
+    def titled(self, fusion: str) -> str:
+        """Return a fusion's name, marked where it was fitted on train rows."""
+        return fusion if self.is_honest(fusion) else f"{fusion} ({DISHONEST})"
+
+    def answering(self, fusion: str) -> str:
+        """Return what a fusion is called among others that answer."""
+        return f"{fusion} (fusion)" if self.is_honest(fusion) else f"{fusion} (fusion, {DISHONEST})"
