@@ -1,6 +1,6 @@
 """A small made-up run: three teachers of ten rows and three classes, a fusion, a student with baselines, two seeds."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -83,13 +83,24 @@ def parts(tmp_path: Path) -> list[Part]:
     return found
 
 
-@pytest.fixture
-def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave out the figures, which take a second a page and are tested elsewhere."""
+def draw_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave out the figures but those of trees: they take a second a page and are tested elsewhere."""
     for name in ("comparison", "learning_curves", "pay_back"):
         monkeypatch.setattr(figures, name, lambda *_: b"png")
     for name in ("agreement_matrix", "class_recall", "reliability_diagrams", "teaching"):
         monkeypatch.setattr(matrices, name, lambda *_: b"png")
+
+
+@pytest.fixture
+def nothing_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    draw_nothing(monkeypatch)
+
+
+@pytest.fixture(scope="module")
+def nothing_drawn_for_a_module() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        draw_nothing(monkeypatch)
+        yield
 
 
 @pytest.fixture
