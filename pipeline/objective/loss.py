@@ -140,8 +140,9 @@ class Objective(nn.Module):
             raise ValueError(f"the batch has no features of {entry.layer!r}; read them in its Reading")
         if len(features) != len(batch):
             raise StillroomError(
-                f"{self._where}: layer {entry.student_layer!r} of the student gives {len(features)} rows for a batch of "
-                f"{len(batch)}, as one whose members share a pass does; expected a row each; use hydra, or no features"
+                f"{self._where}: layer {entry.student_layer!r} of the student gives {len(features)} rows for a batch "
+                f"of {len(batch)}, as one whose members share a pass does; expected a row each; use hydra, or no "
+                f"features"
             )
         negatives = FeatureRows(batch.negatives.get(entry.layer))
         return term(features, batch.features[entry.layer], batch.weights, negatives)

@@ -18,11 +18,11 @@ HEAT = LinearSegmentedColormap.from_list("heat", ["#f4f7f9", "#9cc5c9", "#00776c
 def agreement_matrix(members: Sequence[Member]) -> bytes:
     """Return the share of test rows on which each two members choose the same class, in %."""
     shares = [[np.mean(a.predictions == b.predictions) * 100 for b in members] for a in members]
-    labels = [member.label for member in members]
+    labels, names = [member.label for member in members], [member.name for member in members]
     with matplotlib.rc_context(STYLE):
         figure = new_figure(1.5 + 0.34 * len(members))
         axes = figure.subplots()
-        _heat(axes, np.array(shares), labels, labels)
+        _heat(axes, np.array(shares), labels, names)
         axes.set_title("Same first choice, % of test rows")
         return as_png(figure)
 
