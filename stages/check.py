@@ -45,8 +45,15 @@ def _names(recipe: Recipe) -> Iterator[str]:
 
 
 def _models(recipe: Recipe) -> Iterator[str]:
-    for entry in recipe.student:
-        yield from _model_faults("student", entry)
+    try:
+        students = recipe.students
+    except StillroomError:  # told where students are looked at
+        students = recipe.student
+    told = set[str]()
+    for entry in students:  # trials of one sweep are wrong in the same way, told once
+        faults = [(fault, fault.replace(entry.name, "")) for fault in _model_faults("student", entry)]
+        yield from (fault for fault, bare in faults if bare not in told)
+        told |= {bare for _, bare in faults}
     for teacher in recipe.teacher:
         if not _is_imported(teacher):
             yield from _model_faults("teacher", teacher)
@@ -255,7 +262,7 @@ def _company(recipe: Recipe, entry: StudentEntry, where: str) -> Iterator[str]:
     if entry.fusion == EACH and entry.options.get("heads", entry.options.get("members")) != len(recipe.teacher):
         yield (
             f"{where}.fusion: found 'each' with {entry.model!r} and options {entry.options}; expected an ensemble of "
-            f" {len(recipe.teacher)} members, one a teacher; set heads or members, or name a fusion"
+            f"{len(recipe.teacher)} members, one a teacher; set heads or members, or name a fusion"
         )
 
 
