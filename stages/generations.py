@@ -10,7 +10,6 @@ from pipeline import dump
 from pipeline.encoding import choose_encoding, stored_encoding
 from pipeline.lineage import artefact_folder, require_manifest
 from pipeline.models import count_parameters
-from pipeline.teachers.torch import TorchTeacher
 from pipeline.train import prepare
 from stages import fuse
 from stages.mend import examine
@@ -29,6 +28,8 @@ def ensure(ws: Workspace, job: Run) -> None:
 
 
 def _ensure_store(ws: Workspace, parent: Run) -> Path:
+    from pipeline.teachers.torch import TorchTeacher  # here: what else a student streams needs no teacher's code
+
     config = ws.store_config(parent.name)
     folder = artefact_folder(ws.root / "logits", parent.name, config)
     mending = examine(ws, "logits", parent.name, folder, check=False)
