@@ -31,6 +31,7 @@ from stages.load import load_recipe
 from stages.memory import keep_freed_memory
 from stages.recipe import StudentEntry, TeacherEntry
 from stages.workspace import Workspace
+from tests.bench import many
 from tests.bench.ratios import REPEATS, compare, seconds, show
 
 
@@ -205,6 +206,7 @@ def main() -> None:
     student_ratios(ws, entry, shown=12)
     for teacher in ws.recipe.teacher:
         dump_ratio(ws, teacher)
+    many.report(ws, ws.recipe.student[0], 223)
     memory_ratio(ws)
     peak_memory()
 

@@ -124,21 +124,21 @@ def train(transfer: Transfer, ways: Sequence[str], seed: int) -> None:
     for way in ways:
         model = transfer.untrained(seed)
         loss = label_loss if way == LABELS else soft_loss(model, entry, steps)
-        run = Run(
-            model, loss, ws.schedule(entry, steps, steps), seed=seed, precision=precision, where=f"student.{entry.name}"
-        )
+        where, schedule = f"student.{entry.name}", ws.schedule(entry, steps, steps)  # evaluated once, at its end
+        run = Run(model, loss, schedule, seed=seed, precision=precision, where=where)
         trainees.append(Trainee(run, evaluate))
     for index, fitted in fit_together(trainees, loader):
         if isinstance(fitted, Exception):
             raise fitted
-        way = ways[index]
-        folder = transfer.folder(way, seed)
-        save_weights(trainees[index].run.model, folder / WEIGHTS)
-        digests = {WEIGHTS: file_digest(folder / WEIGHTS)}
-        details = {"rows": len(rows), "steps": fitted.steps, "history": fitted.history}
-        Manifest("student", f"{entry.name}-{way}-s{seed}", transfer.config(way, seed), digests, details=details).write(
-            folder
-        )
+        keep(transfer, ways[index], seed, trainees[index].run.model, {"rows": len(rows), "steps": fitted.steps})
+
+
+def keep(transfer: Transfer, way: str, seed: int, model: nn.Module, details: Mapping[str, Any]) -> None:
+    """Write a trained student's weights and seal its folder."""
+    folder = transfer.folder(way, seed)
+    save_weights(model, folder / WEIGHTS)
+    digests, name = {WEIGHTS: file_digest(folder / WEIGHTS)}, f"{transfer.entry.name}-{way}-s{seed}"
+    Manifest("student", name, transfer.config(way, seed), digests, details=details).write(folder)
 
 
 def soft_loss(model: nn.Module, entry: StudentEntry, steps: int) -> Loss:
