@@ -5,7 +5,7 @@ the student's features and a teacher's, and their optimisers are kept in its sta
 for bit. The parts it reports are unweighted.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -71,6 +71,18 @@ class Objective(nn.Module):
         self._probe = FeatureTap(model, [PENULTIMATE], where=where) if learns else None
         self._model = [model]  # in a list: a module there would become part of this one, and of its state
         self._optimizers = {"rule": _adam(self.rule, self.rule.lr), "terms": _adam(self.terms, FeatureTerm.lr)}
+
+    @property
+    def key(self) -> Hashable:
+        """What objectives share that give the same for the same logits, batch and step; None where one has a state.
+
+        One that follows features looks at its model, and a rule that learns or counts is no function of the batch.
+        """
+        if self._tap is not None or self.rule.state_dict():
+            return None
+        rule = {name: value for name, value in vars(self.rule).items() if name[0] != "_" and name != "training"}
+        words = (self._options, self.temperature, self._smoothing, self._steps, rule)
+        return self._kind, type(self.rule), repr(words)
 
     def forward(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss of each row and its parts: [B, C] or [B, M, C] -> [B]."""

@@ -20,7 +20,8 @@ from pipeline.train.schedule import Schedule
 from pipeline.views import Batch
 from pipeline.views.draws import stream_seed
 
-Loss = Callable[[Tensor, Batch], tuple[Tensor, Mapping[str, Tensor]]]  # logits, batch -> per case [B], parts [B]
+Lost = tuple[Tensor, Mapping[str, Tensor]]  # per case [B], parts [B]
+Loss = Callable[[Tensor, Batch], Lost]  # of the logits; runs whose losses have an equal `key` may have them as one
 Evaluate = Callable[[nn.Module], Mapping[str, float]]  # must hold what the schedule monitors
 Place = dict[str, int]  # where a loader stands
 
@@ -85,7 +86,7 @@ class Run:
         ranks: Ranks = ALONE,
     ):
         self.model, self.loss, self.schedule, self.seed, self.where = model, loss, schedule, seed, where
-        self.companion, self.ranks = companion, ranks
+        self.companion, self.ranks, self.precision = companion, ranks, precision
         self.device = next(model.parameters()).device
         self.autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bf16")
         self.optimizer = torch.optim.AdamW(_decay_groups(model, schedule.weight_decay), lr=schedule.lr, fused=True)
@@ -98,36 +99,55 @@ class Run:
 
     def step(self, batch: Batch) -> None:
         """Take one optimiser step."""
-        progress = self.progress
-        self._seed_dropout(stream_seed(self.seed, "step", progress.step))
-        rate = self.schedule.rate(progress.step, progress.reductions)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        self.begin()
         with self.autocast:
             logits = self.model(batch.inputs)
         loss, parts = self.loss(logits.float(), batch)
-        self.optimizer.zero_grad(set_to_none=True)
-        self._total(loss, batch, parts).backward()
+        self.total(batch, loss, parts).backward()
         self.ranks.add_gradients(self._learning())
-        if self.schedule.clip is not None:
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
+        self.clip()
         self.optimizer.step()
-        if self.companion is not None:
-            self.companion.step(rate)
-        if self.average is not None:
-            self.average.update(self.model)
-        self._count({"loss": loss, **parts}, len(batch))
-        progress.step += 1
-        progress.rows += batch.whole or len(batch)
+        self.end(batch, loss, parts)
 
-    def _total(self, loss: Tensor, batch: Batch, parts: Mapping[str, Tensor]) -> Tensor:
-        """Return what is minimised: the mean over the whole batch's cases, of which this process has a share."""
+    def begin(self) -> None:
+        """Set what is a function of the step: what dropout draws, and the rate."""
+        self._seed_dropout(stream_seed(self.seed, "step", self.progress.step))
+        rate = self.rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+
+    @property
+    def rate(self) -> float:
+        """The learning rate of the next step."""
+        return self.schedule.rate(self.progress.step, self.progress.reductions)
+
+    def total(self, batch: Batch, loss: Tensor, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return what is minimised, and forget the last step's gradients.
+
+        It is the mean over the whole batch's cases, of which this process has a share.
+        """
+        self.optimizer.zero_grad(set_to_none=True)
         mean = loss.mean() if batch.whole is None else loss.sum() / batch.whole
         if self._penalty is None:
             return mean
         penalty = self._penalty()
         self._count({"penalty": penalty.detach() * len(batch)}, 0)
         return mean + penalty / self.ranks.count
+
+    def clip(self) -> None:
+        """Shorten the gradient to the schedule's `clip`, where there is one."""
+        if self.schedule.clip is not None:
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.schedule.clip)
+
+    def end(self, batch: Batch, loss: Tensor, parts: Mapping[str, Tensor]) -> None:
+        """Have what learns beside the model follow its step, and count the step."""
+        if self.companion is not None:
+            self.companion.step(self.rate)
+        if self.average is not None:
+            self.average.update(self.model)
+        self._count({"loss": loss, **parts}, len(batch))
+        self.progress.step += 1
+        self.progress.rows += batch.whole or len(batch)
 
     def _learning(self) -> list[nn.Parameter]:
         beside = [] if self.companion is None else list(self.companion.parameters())

@@ -2,11 +2,11 @@
 
 Everything that varies comes as an argument (loader, loss, evaluation), so a run that was killed goes on mid-epoch with
 the very next batch and ends with the same weights. Several runs may share the loader's batches; each ends with the
-weights it would have had alone.
+weights it would have had alone; those of one architecture step as one where that is faster (`pipeline.train.stacked`).
 """
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +17,7 @@ from pipeline.errors import StillroomError
 from pipeline.train.ranks import ALONE, Ranks
 from pipeline.train.run import Companion, Evaluate, Fitted, Loss, Run, no_checkpoint
 from pipeline.train.schedule import Schedule
+from pipeline.train.stacked import Stacks
 from pipeline.views import Batch
 
 CHECKPOINT_SECONDS = 10.0
@@ -48,17 +49,10 @@ class Trainee:
     on_step: Callable[[int], None] = lambda step: None
     on_evaluate: Callable[[dict[str, float]], None] = lambda figures: None
 
-    def advance(self, batch: Batch) -> bool:
-        """Take a step, evaluate when it is due; return whether it was."""
-        started = time.perf_counter()
-        self.run.model.train()
-        self.run.step(batch)
-        due = self.run.is_due
-        if due:
-            self.run.evaluate(self.evaluate)
-            self.on_evaluate(self.run.progress.history[-1])
-        self.run.progress.seconds += time.perf_counter() - started
-        return due
+    def judge(self) -> None:
+        """Evaluate, and tell of it."""
+        self.run.evaluate(self.evaluate)
+        self.on_evaluate(self.run.progress.history[-1])
 
 
 def fit_together(
@@ -75,18 +69,15 @@ def fit_together(
     active = dict(enumerate(trainees))
     for index in [index for index, trainee in active.items() if trainee.run.is_finished]:
         yield index, active.pop(index).run.finish()
+    stacks = Stacks([trainee.run for trainee in trainees])
     mark = saved = time.perf_counter()
     while active:
         for shown in loader:
-            due, failed = False, dict[int, StillroomError]()
             waited = (time.perf_counter() - mark) / len(active)
-            for index, trainee in active.items():
+            for trainee in active.values():
                 trainee.run.progress.seconds += waited
-                try:
-                    due |= trainee.advance(shown[index])
-                except StillroomError as error:
-                    failed[index] = error
-            for index, failure in failed.items():
+            due, failed = _advance(active, shown, stacks)
+            for index, failure in sorted(failed.items()):
                 del active[index]
                 yield index, failure
             if due or time.perf_counter() - saved >= checkpoint_seconds:
@@ -99,6 +90,38 @@ def fit_together(
             mark = time.perf_counter()
             if not active:
                 break
+
+
+def _advance(active: Mapping[int, Trainee], shown: Any, stacks: Stacks) -> tuple[bool, dict[int, StillroomError]]:
+    """Have all take a step and be evaluated when it is due; return whether any was, and who failed."""
+    failed: dict[int, StillroomError] = {}
+    started, any_due = time.perf_counter(), False
+    for batches in stacks.groups(active, shown):
+        failed |= stacks.step(batches) if len(batches) > 1 else _alone(active, batches)
+        stepped = time.perf_counter()
+        for index in batches:
+            trainee = active[index]
+            trainee.run.progress.seconds += (stepped - started) / len(batches)
+            if index not in failed and trainee.run.is_due:
+                any_due, began = True, time.perf_counter()
+                try:
+                    trainee.judge()
+                except StillroomError as error:
+                    failed[index] = error
+                trainee.run.progress.seconds += time.perf_counter() - began
+        started = time.perf_counter()
+    return any_due, failed
+
+
+def _alone(active: Mapping[int, Trainee], batches: Mapping[int, Batch]) -> dict[int, StillroomError]:
+    ((index, batch),) = batches.items()
+    run = active[index].run
+    try:
+        run.model.train()
+        run.step(batch)
+    except StillroomError as error:
+        return {index: error}
+    return {}
 
 
 def _resume(trainees: Sequence[Trainee], loader: ManyLoader) -> None:
