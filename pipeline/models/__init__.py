@@ -5,11 +5,26 @@ from pipeline.models.resolve import build_model, check_model, is_estimator
 from pipeline.models.soft_estimators import SoftTargetEstimator
 from pipeline.models.taps import FeatureTap, feature_widths
 from pipeline.models.tree import SoftTree
-from pipeline.models.zoo import KINDS, MODELS, count_parameters
+from pipeline.models.zoo import (
+    ESTIMATORS,
+    KINDS,
+    MODELS,
+    NETWORKS,
+    READS,
+    SERIES_MODELS,
+    WORD_MODELS,
+    check_reads,
+    count_parameters,
+)
 
 __all__ = [
+    "ESTIMATORS",
     "KINDS",
     "MODELS",
+    "NETWORKS",
+    "READS",
+    "SERIES_MODELS",
+    "WORD_MODELS",
     "FeatureTap",
     "JoinedMembers",
     "Members",
@@ -17,6 +32,7 @@ __all__ = [
     "SoftTree",
     "build_model",
     "check_model",
+    "check_reads",
     "count_parameters",
     "feature_widths",
     "is_estimator",

@@ -15,7 +15,7 @@ EXPANSION = 4  # of an inverted residual; MobileNetV2 takes 6, and cost grows wi
 
 
 def vgg_small(
-    *, num_classes: int, in_shape: tuple[int, int, int], width: int = 16, blocks: int = 2, dropout: float = 0.0
+    *, num_classes: int, in_shape: tuple[int, ...], width: int = 16, blocks: int = 2, dropout: float = 0.0
 ) -> nn.Sequential:
     """Return [B, C, H, W] -> logits [B, num_classes]: `blocks` plain 3x3 convolutions a stage, max pooling between.
 
@@ -29,7 +29,7 @@ def vgg_small(
 
 
 def resnet_small(
-    *, num_classes: int, in_shape: tuple[int, int, int], width: int = 16, blocks: int = 1, dropout: float = 0.0
+    *, num_classes: int, in_shape: tuple[int, ...], width: int = 16, blocks: int = 1, dropout: float = 0.0
 ) -> nn.Sequential:
     """Return [B, C, H, W] -> logits [B, num_classes]: `blocks` residual blocks a stage.
 
@@ -43,7 +43,7 @@ def resnet_small(
 
 
 def mobile_small(
-    *, num_classes: int, in_shape: tuple[int, int, int], width: int = 16, blocks: int = 2, dropout: float = 0.0
+    *, num_classes: int, in_shape: tuple[int, ...], width: int = 16, blocks: int = 2, dropout: float = 0.0
 ) -> nn.Sequential:
     """Return [B, C, H, W] -> logits [B, num_classes]: depthwise-separable, `blocks` units in stages two and three.
 

@@ -55,7 +55,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 def hydra(
     *,
     num_classes: int,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     heads: int,
     trunk: str = "vgg_small",
     head_width: int = 0,
@@ -110,7 +110,7 @@ def make_head(in_width: int, width: int, num_classes: int) -> nn.Module:
 
 
 def batch_ensemble(
-    *, num_classes: int, in_shape: tuple[int, int, int], members: int = 4, base: str = "mlp", **options: Any
+    *, num_classes: int, in_shape: tuple[int, ...], members: int = 4, base: str = "mlp", **options: Any
 ) -> "BatchEnsemble":
     """Return M members of one zoo model that share its weights W: member m has W ∘ s_m r_mᵀ and a bias of its own.
 
@@ -122,7 +122,7 @@ def batch_ensemble(
     require_positive(members=members)
     network = build_network(base, options, num_classes=num_classes, in_shape=in_shape, where="batch_ensemble")
     for name, layer in list(network.named_modules()):
-        if isinstance(layer, nn.Linear | nn.Conv2d):
+        if isinstance(layer, nn.Linear | nn.Conv1d | nn.Conv2d):
             network.set_submodule(name, RankOne(layer, members))
     return BatchEnsemble(network, members)
 
@@ -148,12 +148,12 @@ class RankOne(nn.Module):
     takes matrices, and factors drawn to zero would take the layer with them.
     """
 
-    def __init__(self, layer: nn.Linear | nn.Conv2d, members: int) -> None:
+    def __init__(self, layer: nn.Linear | nn.Conv1d | nn.Conv2d, members: int) -> None:
         super().__init__()
         out_width, in_width = layer.weight.shape[:2]
-        in_width *= layer.groups if isinstance(layer, nn.Conv2d) else 1
+        in_width *= 1 if isinstance(layer, nn.Linear) else layer.groups
         self.num_members = members
-        self.axis = 2 if isinstance(layer, nn.Conv2d) else -1  # of the channels, behind members and rows
+        self.axis = -1 if isinstance(layer, nn.Linear) else 2  # of the channels, behind members and rows
         self.inputs = nn.Parameter(random_signs(members * in_width))
         self.outputs = nn.Parameter(random_signs(members * out_width))
         self.biases = None if layer.bias is None else nn.Parameter(layer.bias.detach().repeat(members))
@@ -186,7 +186,7 @@ def random_signs(count: int) -> Tensor:
 
 
 def ensemble(
-    *, num_classes: int, in_shape: tuple[int, int, int], members: int = 4, base: str = "mlp", **options: Any
+    *, num_classes: int, in_shape: tuple[int, ...], members: int = 4, base: str = "mlp", **options: Any
 ) -> "JoinedMembers":
     """Return `members` zoo models that share nothing, each with weights of its own; other options are the network's.
 
@@ -232,23 +232,24 @@ class JoinedMembers(Members):
 
 
 def build_network(
-    name: str, options: Mapping[str, Any], *, num_classes: int, in_shape: tuple[int, int, int], where: str
+    name: str, options: Mapping[str, Any], *, num_classes: int, in_shape: tuple[int, ...], where: str
 ) -> nn.Module:
-    """Return a zoo model. Raises StillroomError for an unknown one, or for an option that it has not."""
-    from pipeline.models.zoo import MODELS  # here, for the zoo lists the builders of this module too
+    """Return a zoo model. Raises StillroomError for an unknown one, an option that it has not, inputs it can't read."""
+    from pipeline.models.zoo import NETWORKS, check_reads  # here, for the zoo lists the builders of this module too
 
     known = network_parameters(name, where)
     for option in options:
         if option not in known:
             raise unknown_name(f"{where} ({name})", "option", option, known)
-    return MODELS[name](num_classes=num_classes, in_shape=in_shape, **options)
+    check_reads(name, in_shape, where)
+    return NETWORKS[name](num_classes=num_classes, in_shape=in_shape, **options)
 
 
 def network_parameters(name: str, where: str) -> dict[str, inspect.Parameter]:
     """Return the options of a zoo model by name. Raises StillroomError for an unknown one."""
-    from pipeline.models.zoo import MODELS
+    from pipeline.models.zoo import NETWORKS
 
-    if name not in MODELS:
-        raise unknown_name(where, "network", name, MODELS)
-    parameters = inspect.signature(MODELS[name]).parameters
+    if name not in NETWORKS:
+        raise unknown_name(where, "network", name, NETWORKS)
+    parameters = inspect.signature(NETWORKS[name]).parameters
     return {key: each for key, each in parameters.items() if key not in ("num_classes", "in_shape")}

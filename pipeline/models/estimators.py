@@ -1,7 +1,7 @@
 """Fitted scikit-learn estimators as bytes: skops files, for no pickle is ever read.
 
 Trade: a type that is neither scikit-learn's nor of the package that the recipe names is refused, so an estimator that
-holds another package's objects cannot be kept.
+holds another package's objects cannot be kept. Of this package, OWN are trusted whatever is named.
 """
 
 import io
@@ -13,6 +13,7 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 from pipeline.errors import StillroomError
 
 SCHEMA = "schema.json"  # in a skops file
+OWN = ("pipeline.models.rules.Vader", "pipeline.models.tfidf.Tfidf")  # what the zoo's estimators are made of
 
 
 def dump_sklearn(estimator: Any) -> bytes:
@@ -32,7 +33,7 @@ def load_sklearn(path: Path, *, package: str) -> Any:
 
 
 def read_sklearn(content: bytes, *, package: str, where: str) -> Any:
-    """Return the estimator, trusting the types of the package that the recipe names and no other.
+    """Return the estimator, trusting the types of the package that the recipe names, the zoo's own and no other.
 
     Raises: StillroomError when the bytes are no skops file, or hold objects of another package.
     """
@@ -40,7 +41,7 @@ def read_sklearn(content: bytes, *, package: str, where: str) -> Any:
 
     try:
         unknown = skops.io.get_untrusted_types(data=content)
-        foreign = [name for name in unknown if name.split(".")[0] not in (package, "sklearn")]
+        foreign = [name for name in unknown if name.split(".")[0] not in (package, "sklearn") and name not in OWN]
         if foreign:
             raise StillroomError(f"{where}: holds objects of types {foreign}; expected only {package}'s; retrain it")
         return skops.io.loads(content, trusted=unknown)

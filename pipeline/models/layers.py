@@ -20,10 +20,10 @@ def initialise(model: nn.Module, *, classifier: nn.Linear) -> None:
     for module in model.modules():
         if isinstance(module, nn.Linear):
             nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
-        if isinstance(module, nn.Conv2d):
+        if isinstance(module, nn.Conv1d | nn.Conv2d):
             # torch's fan_out ignores groups, and would make depthwise filters vanish
             nn.init.kaiming_normal_(module.weight, mode="fan_in", nonlinearity="relu")
-        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+        if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d) and module.bias is not None:
             nn.init.zeros_(module.bias)
     nn.init.normal_(classifier.weight, std=0.01)
 

@@ -1,4 +1,4 @@
-"""A multilayer perceptron: the fastest student on a CPU, and blind to where a pixel is."""
+"""A multilayer perceptron, for vectors and pictures: the fastest student on a CPU, and blind to where a pixel is."""
 
 import math
 from collections import OrderedDict
@@ -9,9 +9,9 @@ from pipeline.models.layers import initialise, require_positive
 
 
 def mlp(
-    *, num_classes: int, in_shape: tuple[int, int, int], width: int = 256, depth: int = 2, dropout: float = 0.0
+    *, num_classes: int, in_shape: tuple[int, ...], width: int = 256, depth: int = 2, dropout: float = 0.0
 ) -> nn.Sequential:
-    """Return [B, C, H, W] -> logits [B, num_classes] through `depth` hidden layers; depth 0 is a linear model.
+    """Return [B, ...] -> logits [B, num_classes] through `depth` hidden layers; depth 0 is a linear model.
 
     Raises ValueError for a width below one or a negative depth.
     """

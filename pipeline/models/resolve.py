@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from pipeline.errors import StillroomError, near_names, unknown_name
 from pipeline.models.ensembles import NETWORK_OPTIONS, network_parameters
+from pipeline.models.table_estimators import CLASSES, class_of
 from pipeline.models.trial import check_outputs
-from pipeline.models.zoo import KINDS, MODELS
+from pipeline.models.zoo import ZOO, check_reads
 
 SET_BY_STILLROOM = ("num_classes", "in_shape", "where")  # follow from the data set: never a model's own option
 
@@ -49,21 +50,25 @@ def build_model(
     /,
     *,
     num_classes: int,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     where: str = "model",
     takes_regressors: bool = False,
     **options: Any,
 ) -> Any:
     """Return the nn.Module (weights drawn from torch's generator) or the scikit-learn estimator that `spec` names.
 
-    `in_shape` is (C, H, W). An estimator is a classifier, or also a regressor where the caller takes them. Raises
-    StillroomError for an unknown name or option, for a builder that fails, and for one that returns something else.
+    `in_shape` is that of one sample's input: (C, H, W) of a picture, (L,) of words, (D,) of a vector, () of a text. An
+    estimator is a classifier, or also a regressor where the caller takes them. Raises StillroomError for an unknown
+    name or option, inputs that the model can't read, a builder that fails, and one that returns something else.
     """
     builder = find_builder(spec, where)
     if faults := option_faults(spec, builder, options, where):
         raise StillroomError("\n".join(faults))
+    check_reads(spec, in_shape, where)
     try:
         model = builder.make(num_classes=num_classes, in_shape=in_shape, **options)
+    except StillroomError as error:  # a message that says it all
+        raise StillroomError(f"{where}: {error}") from error
     except Exception as error:  # the builder may be anybody's code
         raise StillroomError(
             f"{where}: {spec} with options {options!r} failed: {describe(error)}; expected a model; change the options"
@@ -106,10 +111,9 @@ def find_builder(spec: str, where: str) -> Builder:
     prefix, colon, name = spec.partition(":")
     if colon:
         return torchvision_builder(name, where) if prefix == "torchvision" else imported_builder(prefix, name, where)
-    zoo = MODELS | KINDS
-    if spec not in zoo:
-        raise unknown_name(where, "model", spec, [*zoo, "torchvision:NAME", "package.module:attribute"])
-    return Builder(zoo[spec], inspect.signature(zoo[spec]).parameters)
+    if spec not in ZOO:
+        raise unknown_name(where, "model", spec, [*ZOO, "torchvision:NAME", "package.module:attribute"])
+    return Builder(ZOO[spec], inspect.signature(class_of(spec) if spec in CLASSES else ZOO[spec]).parameters)
 
 
 def torchvision_builder(name: str, where: str) -> Builder:
@@ -118,7 +122,9 @@ def torchvision_builder(name: str, where: str) -> Builder:
     if name not in known:
         raise unknown_name(where, "torchvision model", name, known)
 
-    def make(*, num_classes: int, in_shape: tuple[int, int, int], **options: Any) -> nn.Module:
+    def make(*, num_classes: int, in_shape: tuple[int, ...], **options: Any) -> nn.Module:
+        if len(in_shape) != 3:
+            raise StillroomError(f"{name} reads pictures [C, H, W]; found {tuple(in_shape)}; choose another model")
         if in_shape[0] not in (1, 3):
             raise ValueError(f"pictures of {in_shape[0]} channels, where torchvision's models take 1 or 3")
         return GreyAsColour(torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options))
@@ -145,7 +151,7 @@ def imported_builder(module_name: str, attribute: str, where: str) -> Builder:
     parameters = signature_parameters(found)
     takes = shape_parameters(found, parameters)
 
-    def make(*, num_classes: int, in_shape: tuple[int, int, int], **options: Any) -> Any:
+    def make(*, num_classes: int, in_shape: tuple[int, ...], **options: Any) -> Any:
         shapes = {"num_classes": num_classes, "in_shape": in_shape}
         return found(**{name: shapes[name] for name in takes}, **options)
 

@@ -72,9 +72,9 @@ class FeatureTap:
 
 
 def feature_widths(
-    model: nn.Module, names: Sequence[str], in_shape: tuple[int, int, int], *, where: str = "features"
+    model: nn.Module, names: Sequence[str], in_shape: tuple[int, ...], *, where: str = "features"
 ) -> dict[str, int]:
-    """Return {name: D} from one forward pass of zeros [1, C, H, W] in eval mode; training flags stay as they were."""
+    """Return {name: D} from one forward pass of zeros [1, ...] in eval mode; training flags stay as they were."""
     with in_eval_mode(model), FeatureTap(model, names, where=where) as tap, torch.no_grad():
         _, features = tap(zeros_for(model, 1, in_shape))
     return {name: feature.shape[1] for name, feature in features.items()}

@@ -1,7 +1,8 @@
 """A soft decision tree: a student whose every answer can be shown as the path of a few learned filters.
 
-Each inner node sends a picture right with probability sigmoid(beta (x w + b)), each leaf holds one distribution over
-the classes. Trade: filters on raw pixels know no shift, so it is well under a network of its size, but it can be read.
+Each inner node sends a picture, or a vector, right with probability sigmoid(beta (x w + b)), each leaf holds one
+distribution over the classes. Trade: filters on raw pixels know no shift, so it is well under a network of its size,
+but it can be read.
 Source: Frosst & Hinton 2017 (1711.09784).
 """
 
@@ -21,13 +22,13 @@ SMALLEST = 1e-30  # of a share of rows: a node that no row reaches counts as eve
 def soft_tree(
     *,
     num_classes: int,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     depth: int = 8,
     beta: float = 1.0,
     penalty: float = 0.1,
     answer: str = "mixture",
 ) -> "SoftTree":
-    """Return [B, C, H, W] -> log-probabilities [B, num_classes] through `depth` levels of 2^depth - 1 inner nodes.
+    """Return [B, ...] -> log-probabilities [B, num_classes] through `depth` levels of 2^depth - 1 inner nodes.
 
     `beta` is the inverse temperature that every node starts from, `penalty` the weight at the root of what `penalty()`
     returns. `answer` is what it says in evaluation mode: the "mixture" it was trained as, or the leaf of the
@@ -53,7 +54,7 @@ class SoftTree(nn.Module):
 
     def __init__(
         self,
-        in_shape: tuple[int, int, int],
+        in_shape: tuple[int, ...],
         *,
         depth: int,
         num_classes: int,

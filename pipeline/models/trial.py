@@ -21,20 +21,26 @@ def in_eval_mode(model: nn.Module) -> Iterator[None]:
             module.training = True
 
 
-def zeros_for(model: nn.Module, rows: int, in_shape: tuple[int, int, int]) -> Tensor:
-    """Return an input of zeros [rows, C, H, W] of the model's device and type."""
+def zeros_for(model: nn.Module, rows: int, in_shape: tuple[int, ...]) -> Tensor:
+    """Return an input of zeros [rows, ...] of the model's device and type; to a model of words it is padding."""
     some = next(model.parameters(), torch.empty(0))
     return torch.zeros(rows, *in_shape, device=some.device, dtype=some.dtype)
 
 
-def check_outputs(model: nn.Module, *, num_classes: int, in_shape: tuple[int, int, int], where: str) -> None:
-    """Raise StillroomError unless the model answers pictures of this shape with one logit a class."""
+def check_outputs(model: nn.Module, *, num_classes: int, in_shape: tuple[int, ...], where: str) -> None:
+    """Raise StillroomError unless the model answers inputs of this shape with one logit a class."""
+    if not in_shape:
+        raise StillroomError(
+            f"{where}: a {type(model).__name__} reads numbers; found texts; choose a model that reads text, or have it "
+            "read another input"
+        )
+    inputs = "pictures" if len(in_shape) == 3 else "inputs"
     try:
         with in_eval_mode(model), torch.no_grad():
             logits = model(zeros_for(model, 2, in_shape))
     except Exception as error:  # the module may be anybody's code
         raise StillroomError(
-            f"{where}: fails on pictures of shape {in_shape} ({type(error).__name__}: {str(error).splitlines()[0]}); "
+            f"{where}: fails on {inputs} of shape {in_shape} ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "expected logits; choose another model, or data.size"
         ) from error
     if not isinstance(logits, Tensor) or logits.ndim != 2:

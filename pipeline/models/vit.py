@@ -13,7 +13,7 @@ from pipeline.models.layers import Residual, require_positive
 def vit_small(
     *,
     num_classes: int,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     width: int = 64,
     depth: int = 4,
     heads: int = 4,
@@ -67,10 +67,11 @@ class SelfAttention(nn.Module):
         self.qkv = nn.Linear(width, 3 * width)
         self.out = nn.Linear(width, width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """[B, L, D] -> [B, L, D]."""
+    def forward(self, tokens: Tensor, mask: Tensor | None = None) -> Tensor:
+        """[B, L, D] -> [B, L, D]; a mask, bool [B, L], says which tokens may be looked at."""
         query, key, value = self.qkv(tokens).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(query, key, value)
+        shown = None if mask is None else mask[:, None, None]  # alike for every head and every token that looks
+        mixed = F.scaled_dot_product_attention(query, key, value, attn_mask=shown)
         return self.out(mixed.transpose(1, 2).flatten(2))
 
 

@@ -1,19 +1,27 @@
-"""The zoo: small models for pictures, by name. Each maps [B, C, H, W] to logits [B, num_classes].
+"""The zoo: small models by name, and what each of them reads of a sample.
 
-A builder takes `num_classes`, `in_shape` (C, H, W) and its own options, all by keyword. Its last nn.Linear is the
-classifier, so that the features a student can be taught are that layer's input. KINDS are built alike, but answer in
-other ways: ensembles in one module (`pipeline.models.ensembles.Members`), and a soft decision tree.
+MODELS map pictures [B, C, H, W] to logits [B, num_classes] (the perceptron any numbers [B, ...]), WORD_MODELS hashed
+words [B, L], SERIES_MODELS series [B, L, D]. A builder takes `num_classes`, `in_shape`, the shape of one sample's
+input, and its own options, all by keyword. Its last nn.Linear is the classifier, so that the features a student can be
+taught are that layer's input. KINDS are built alike, but answer in other ways: ensembles in one module
+(`pipeline.models.ensembles.Members`), and a soft decision tree. ESTIMATORS build scikit-learn's.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import nn
 
+from pipeline.errors import StillroomError
 from pipeline.models.conv import mobile_small, resnet_small, vgg_small
 from pipeline.models.ensembles import batch_ensemble, ensemble, hydra
 from pipeline.models.mlp import mlp
+from pipeline.models.recurrent import gru, temporal_cnn
+from pipeline.models.table_estimators import boosting, forest, logistic, prior
+from pipeline.models.text_estimators import tfidf_bayes, tfidf_logistic, tfidf_svm, vader
 from pipeline.models.tree import soft_tree
 from pipeline.models.vit import vit_small
+from pipeline.models.words import embedding_bag, word_cnn, word_transformer
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -22,12 +30,60 @@ MODELS: dict[str, Callable[..., nn.Module]] = {
     "mobile_small": mobile_small,
     "vit_small": vit_small,
 }
+WORD_MODELS: dict[str, Callable[..., nn.Module]] = {
+    "embedding_bag": embedding_bag,
+    "word_cnn": word_cnn,
+    "word_transformer": word_transformer,
+}
+SERIES_MODELS: dict[str, Callable[..., nn.Module]] = {"gru": gru, "temporal_cnn": temporal_cnn}
+NETWORKS = MODELS | WORD_MODELS | SERIES_MODELS  # what an ensemble can be made of
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "hydra": hydra,
     "batch_ensemble": batch_ensemble,
     "ensemble": ensemble,
     "soft_tree": soft_tree,
 }
+ESTIMATORS: dict[str, Callable[..., Any]] = {
+    "tfidf_logistic": tfidf_logistic,
+    "tfidf_svm": tfidf_svm,
+    "tfidf_bayes": tfidf_bayes,
+    "vader": vader,
+    "prior": prior,
+    "forest": forest,
+    "boosting": boosting,
+    "logistic": logistic,
+}
+ZOO: dict[str, Callable[..., Any]] = NETWORKS | KINDS | ESTIMATORS
+
+READS = {  # ensembles read what their network does, and the prior whatever there is
+    **dict.fromkeys(("mlp", "soft_tree", "forest", "boosting", "logistic"), "numbers"),
+    **dict.fromkeys(("vgg_small", "resnet_small", "mobile_small", "vit_small"), "pictures"),
+    **dict.fromkeys(WORD_MODELS, "words"),
+    **dict.fromkeys(SERIES_MODELS, "series"),
+    **dict.fromkeys(("tfidf_logistic", "tfidf_svm", "tfidf_bayes", "vader"), "text"),
+}
+SHAPES = {  # how each is told, and how many axes a sample of it has
+    "numbers": ("numbers [D], or of more axes", (1, 2, 3)),
+    "pictures": ("pictures [C, H, W]", (3,)),
+    "words": ("words [L]", (1,)),
+    "series": ("series [L, D], or pictures [C, H, W] whose width is time", (2, 3)),
+    "text": ("texts ()", (0,)),
+}
+
+
+def check_reads(name: str, in_shape: tuple[int, ...], where: str) -> None:
+    """Raise StillroomError when a zoo model can't read inputs of this shape: the number of axes tells them apart.
+
+    Words [L] and vectors [D] look alike here.
+    """
+    if name not in READS:
+        return
+    wanted, axes = SHAPES[READS[name]]
+    if len(in_shape) not in axes:
+        raise StillroomError(
+            f"{where}: {name} reads {wanted}; found {tuple(in_shape)}; choose another model, or have it read another "
+            "input"
+        )
 
 
 def count_parameters(model: nn.Module) -> int:

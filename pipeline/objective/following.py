@@ -32,7 +32,7 @@ def follow(
     stores: Sequence[TeacherStore],
     *,
     num_classes: int,
-    in_shape: tuple[int, int, int],
+    in_shape: tuple[int, ...],
     seed: int,
     where: str,
 ) -> tuple[nn.Module, list[Followed]]:

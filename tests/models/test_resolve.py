@@ -10,7 +10,17 @@ from sklearn.ensemble import RandomForestClassifier
 from torch import nn
 
 from pipeline.errors import StillroomError
-from pipeline.models import MODELS, FeatureTap, build_model, check_model, is_estimator
+from pipeline.models import (
+    ESTIMATORS,
+    MODELS,
+    NETWORKS,
+    READS,
+    SERIES_MODELS,
+    FeatureTap,
+    build_model,
+    check_model,
+    is_estimator,
+)
 
 SHAPES = {"num_classes": 4, "in_shape": (1, 28, 28)}
 USERS_MODULE = """
@@ -65,7 +75,7 @@ def test_every_fault_of_the_options_is_told_at_once(name):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("vgg_smal", "here: unknown model 'vgg_smal'; expected one of 11; did you mean 'vgg_small'"),
+        ("vgg_smal", "here: unknown model 'vgg_smal'; expected one of 24; did you mean 'vgg_small'"),
         (
             "torchvision:resnet81",
             "here: unknown torchvision model 'resnet81'; expected one of .*; did you mean 'resnet",
@@ -105,6 +115,59 @@ def test_torchvisions_options_are_known_from_the_network_it_builds():
     assert fault.endswith("did you mean 'zero_init_residual'?")
     with pytest.raises(StillroomError, match="pictures of 2 channels, where torchvision's models take 1 or 3"):
         build_model("torchvision:resnet18", num_classes=4, in_shape=(2, 28, 28))
+
+
+VECTOR, WORDS, SERIES, PICTURE, TEXT = (48,), (12,), (9, 6), (1, 16, 16), ()
+
+
+@pytest.mark.parametrize(
+    ("spec", "options", "in_shape", "message"),
+    [
+        ("vgg_small", {}, VECTOR, r"here: vgg_small reads pictures \[C, H, W\]; found \(48,\); choose another model"),
+        ("vit_small", {}, SERIES, r"here: vit_small reads pictures \[C, H, W\]; found \(9, 6\)"),
+        ("torchvision:resnet18", {}, VECTOR, r"here: resnet18 reads pictures \[C, H, W\]; found \(48,\)"),
+        ("hydra", {"heads": 2}, VECTOR, r"here: hydra: vgg_small reads pictures \[C, H, W\]; found \(48,\)"),
+        ("ensemble", {"base": "gru"}, VECTOR, r"here: ensemble: gru reads series \[L, D\], .*; found \(48,\)"),
+        ("embedding_bag", {}, PICTURE, r"here: embedding_bag reads words \[L\]; found \(1, 16, 16\)"),
+        ("word_cnn", {}, TEXT, r"here: word_cnn reads words \[L\]; found \(\)"),
+        ("mlp", {}, TEXT, r"here: mlp reads numbers \[D\], or of more axes; found \(\)"),
+        ("forest", {}, TEXT, r"here: forest reads numbers .*; found \(\)"),
+        ("tfidf_bayes", {}, VECTOR, r"here: tfidf_bayes reads texts \(\); found \(48,\)"),
+        ("vader", {}, WORDS, r"here: vader reads texts \(\); found \(12,\)"),
+        ("torch.nn:Identity", {}, TEXT, r"here: a Identity reads numbers; found texts; choose a model that reads text"),
+    ],
+)
+def test_a_model_is_refused_an_input_of_another_kind(spec, options, in_shape, message):
+    with pytest.raises(StillroomError, match=message):
+        build_model(spec, where="here", num_classes=4, in_shape=in_shape, **options)
+
+
+@pytest.mark.parametrize("in_shape", [VECTOR, SERIES, PICTURE])
+@pytest.mark.parametrize(
+    ("spec", "options"), [("mlp", {}), ("soft_tree", {}), ("batch_ensemble", {}), ("ensemble", {}), ("hydra", None)]
+)
+def test_what_reads_any_numbers_takes_vectors_too(spec, options, in_shape):
+    options = {"heads": 2, "trunk": "mlp"} if options is None else options
+    model = build_model(spec, num_classes=4, in_shape=in_shape, **options).eval()
+    logits = model(torch.randn(5, *in_shape))
+    assert logits.shape == (5, 4)
+    assert logits.isfinite().all()
+
+
+def test_a_tree_over_vectors_shows_its_filters_as_vectors():
+    tree = build_model("soft_tree", num_classes=4, in_shape=VECTOR, depth=3)
+    assert tree.filters().shape == (7, 48)
+
+
+@pytest.mark.parametrize("in_shape", [SERIES, PICTURE])
+@pytest.mark.parametrize("name", SERIES_MODELS)
+def test_series_may_be_the_columns_of_a_picture(name, in_shape):
+    assert build_model(name, num_classes=4, in_shape=in_shape)(torch.randn(3, *in_shape)).shape == (3, 4)
+
+
+def test_what_each_model_of_the_zoo_reads_is_known():
+    assert set(READS) == {*NETWORKS, "soft_tree", *ESTIMATORS} - {"prior"}
+    assert READS["embedding_bag"] == "words"
 
 
 def test_a_scikit_learn_estimator_is_built_with_its_own_options_alone():

@@ -1,6 +1,7 @@
 """Teachers answer with finite logits in the data set's classes, and come back from disk the same, without pickle."""
 
 import pickle
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,13 +11,14 @@ from sklearn.dummy import DummyClassifier
 from sklearn.ensemble import ExtraTreesClassifier
 from sklearn.naive_bayes import GaussianNB
 from sklearn.pipeline import make_pipeline
-from sklearn.preprocessing import StandardScaler
+from sklearn.preprocessing import FunctionTransformer, StandardScaler
 from toys import SHAPE, make_dataset, make_plan, make_teacher
 
 from pipeline.answers import Answers, check_answers
 from pipeline.errors import StillroomError
 from pipeline.models import build_model
 from pipeline.models.estimators import load_sklearn
+from pipeline.models.rules import Vader
 from pipeline.models.weights import load_weights
 from pipeline.teachers import SklearnTeacher, TorchTeacher, fit_sklearn, fit_torch
 from pipeline.teachers.sklearn import ESTIMATOR, PROBABILITY_FLOOR
@@ -88,6 +90,84 @@ def test_an_estimator_comes_back_from_disk_as_it_was(estimator, tmp_path):
     again = SklearnTeacher(load_sklearn(tmp_path / "deep" / ESTIMATOR, package="sklearn"), 3)
     assert torch.equal(again.predict(INPUTS).logits, teacher.predict(INPUTS).logits)
     assert teacher.feature_widths == {}
+
+
+# -- texts ------------------------------------------------------------------------------------------------------------
+
+
+class Texts:
+    """A replayer of six texts, of which the last shows no label; two views."""
+
+    labelled = np.arange(5)
+
+    def batch(self, split: str, view: int, positions: np.ndarray) -> SimpleNamespace:
+        rows = ["a good film", "a bad film", "good fun", "bad and sad", "so good", "unlabelled words"]
+        texts = [rows[position] + (" again" if view else "") for position in positions]
+        return SimpleNamespace(inputs=texts, labels=torch.tensor([2, 0, 2, 0, 2, -1])[positions])
+
+
+def test_texts_are_given_as_they_are_of_every_view():
+    class Remembers(DummyClassifier):
+        def fit(self, x, y):
+            self.seen = x, y
+            return super().fit(x, y)
+
+    texts, labels = fit_sklearn(Remembers(), Texts(), views=[1, 0], seed=0).seen
+    assert texts[:2] == ["a good film again", "a bad film again"]
+    assert texts[5:] == ["a good film", "a bad film", "good fun", "bad and sad", "so good"]
+    assert labels.tolist() == [2, 0, 2, 0, 2] * 2
+
+
+@pytest.mark.parametrize("name", ["tfidf_logistic", "tfidf_bayes", "prior"])
+def test_a_teacher_of_texts_comes_back_from_disk_with_the_same_logits(name, tmp_path):
+    teacher = SklearnTeacher(fit_sklearn(text_model(name), Texts(), views=[0], seed=0), 3)
+    answers = teacher.predict(["good", "a sad film", ""])
+    check_answers(answers, 3, "here")
+    assert answers.logits[:, 1].tolist() == pytest.approx([np.log(PROBABILITY_FLOOR)] * 3)
+    teacher.save(tmp_path)
+    again = SklearnTeacher(load_sklearn(tmp_path / ESTIMATOR, package=name), 3)
+    assert torch.equal(again.predict(["good", "a sad film", ""]).logits, answers.logits)
+
+
+def text_model(name: str):
+    return build_model(name, num_classes=3, in_shape=())
+
+
+def test_an_input_of_the_other_kind_is_refused_before_the_estimator_sees_it():
+    of_text = fit_sklearn(text_model("tfidf_bayes"), Texts(), views=[0], seed=0)
+    with pytest.raises(StillroomError, match=r"teacher.t: Pipeline reads text; found numbers; have 'reads' name an in"):
+        SklearnTeacher(of_text, 3, where="teacher.t").predict(INPUTS)
+    with pytest.raises(StillroomError, match=r"teacher.n: GaussianNB reads numbers; found text; have 'reads' name"):
+        fit_sklearn(GaussianNB(), Texts(), views=[0], seed=0, where="teacher.n")
+    with pytest.raises(StillroomError, match=r"teacher: Vader reads text; found numbers"):
+        SklearnTeacher(Vader().fit([], [0, 1]), 2).predict(INPUTS)
+
+
+def test_an_estimator_that_does_not_say_what_it_reads_is_given_either():
+    class Own:
+        classes_ = (0, 2)
+
+        def predict_proba(self, rows):
+            return [[0.5, 0.5]] * len(rows)
+
+    assert SklearnTeacher(Own(), 3).predict(["a", "b"]).logits.shape == (2, 3)
+    assert SklearnTeacher(Own(), 3).predict(INPUTS).logits.shape == (9, 3)
+    lengths = FunctionTransformer(lambda texts: [[len(text)] for text in texts])
+    fitted = fit_sklearn(make_pipeline(lengths, GaussianNB()), Texts(), views=[0], seed=0)
+    assert SklearnTeacher(fitted, 3).predict(["a", "b"]).logits.shape == (2, 3)
+
+
+def test_the_random_states_of_parts_are_set_and_their_jobs_left_alone():
+    parts = make_pipeline(StandardScaler(), ExtraTreesClassifier(2))
+    fitted = fit_sklearn(parts, without_class_1(), views=[0], seed=5)
+    assert (fitted[-1].random_state, fitted[-1].n_jobs) == (5, None)
+    svm = build_model("tfidf_svm", num_classes=3, in_shape=(), folds=2)
+    assert fit_sklearn(svm, Texts(), views=[0], seed=6)[-1].estimator.random_state == 6
+
+
+def test_rows_that_an_estimator_refuses_are_told():
+    with pytest.raises(StillroomError, match=r"teacher.s: Pipeline refused 5 labelled rows \(.*5.*\); expected rows"):
+        fit_sklearn(build_model("tfidf_svm", num_classes=3, in_shape=()), Texts(), views=[0], seed=0, where="teacher.s")
 
 
 class Foreign:
