@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -38,8 +38,8 @@ class Teacher(Protocol):
         """Its classifier on the penultimate features, weights [C, D] and offsets [C]; None where it has none."""
         ...
 
-    def predict(self, inputs: Tensor) -> Answers:
-        """Return the answers on inputs: float32 [B, C, H, W] -> Answers on the CPU or the inputs' device."""
+    def predict(self, inputs: Any) -> Answers:
+        """Return the answers on inputs, numbers [B, ...] or B texts: Answers on the CPU or the inputs' device."""
         ...
 
     def save(self, folder: Path) -> list[str]:

@@ -4,6 +4,7 @@ With folds, its labelled train rows are answered on once more, each by a model t
 fitted on those answers does not take memory for knowledge.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +25,7 @@ from pipeline.store.fields import FOLD, field_array, field_specs, fold_specs, sp
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
 from pipeline.transfer import HostCopies, Stopwatch, prefetched
-from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys, ViewPlan
+from pipeline.views import OUT_OF_FOLD, Inputs, Replayer, RowKeys, ViewPlan
 
 VERSION = 3  # of what the dump writes for the same teacher and plan
 REPLAYED_BYTES = 8 << 20  # of inputs replayed together
@@ -226,13 +227,14 @@ def _answers(
     return Answers(answers.logits[torch.from_numpy(order).to(answers.logits.device)])
 
 
-def replayed(replayer: Replayer, block: Block, positions: np.ndarray, size: int) -> Iterator[Tensor]:
+def replayed(replayer: Replayer, block: Block, positions: np.ndarray, size: int) -> Iterator[Inputs]:
     """Yield inputs of rows, `size` at a time, replayed in larger pieces: drawing costs the same for few rows."""
-    channels, height, width = replayer.samples.shape
-    together = max(1, REPLAYED_BYTES // (4 * channels * height * width * size)) * size
+    numbers = max(1, math.prod(replayer.samples.shape))
+    together = max(1, REPLAYED_BYTES // (4 * numbers * size)) * size
     for start in range(0, len(positions), together):
         rows = positions[start : start + together]
-        yield from replayer.batch(block.split, block.view, rows).inputs.split(size)
+        inputs = replayer.batch(block.split, block.view, rows).inputs
+        yield from (inputs[at : at + size] for at in range(0, len(inputs), size))
 
 
 def _join(parts: Sequence[Answers]) -> Answers:

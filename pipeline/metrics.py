@@ -147,6 +147,34 @@ def agreement(log_probs_a: Tensor, log_probs_b: Tensor) -> float:
     return (log_probs_a.argmax(dim=-1) == log_probs_b.argmax(dim=-1)).double().mean().item()
 
 
+def auroc(log_probs: Tensor, labels: Tensor) -> float:
+    """Return the area under the ROC curve, in [0, 1]: `[N, C], [N]`; of several classes the mean of one against rest.
+
+    Rows of label -1 are left out, and so are classes that no other row has; nan where fewer than two classes occur.
+    """
+    from sklearn.metrics import roc_auc_score  # here, because few commands score anything
+
+    shown = labels >= 0
+    probs, truth = log_probs[shown].double().exp(), labels[shown]
+    classes = truth.unique().tolist()
+    if len(classes) < 2:
+        return math.nan
+    asked = classes[1:] if log_probs.shape[1] == 2 else classes  # of two, one curve is the other's mirror
+    areas = [float(roc_auc_score((truth == each).cpu(), probs[:, each].cpu())) for each in asked]
+    return math.fsum(areas) / len(areas)
+
+
+def group_gap(log_probs: Tensor, labels: Tensor, groups: Sequence[str]) -> float:
+    """Return the largest difference in accuracy between groups of rows, in [0, 1]: `[N, C], [N]`, N names.
+
+    Rows of label -1 are left out; nan where fewer than two groups have a row.
+    """
+    right = (log_probs.argmax(-1) == labels).double()
+    members = {name: [i for i, each in enumerate(groups) if each == name and labels[i] >= 0] for name in set(groups)}
+    rates = [right[rows].mean().item() for rows in members.values() if rows]
+    return max(rates) - min(rates) if len(rates) > 1 else math.nan
+
+
 @dataclass(frozen=True)
 class Interval:
     """A mean and its two-sided confidence limits; the limits are nan for a single value."""

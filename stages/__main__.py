@@ -111,6 +111,35 @@ def data(
     _guarded(work, debug)
 
 
+@app.command("import", epilog="Example: stillroom import fashion colleague predictions.csv --ids image --of logits")
+def import_(
+    recipe: RecipeName,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What the teacher will be called.")],
+    file: Annotated[Path, typer.Argument(help="An .npy, .npz, .csv, .tsv, .jsonl or .parquet of a row a sample.")],
+    ids: Annotated[
+        str | None, typer.Option("--ids", help="The column or file of sample ids; else rows are in the data's order.")
+    ] = None,
+    of: Annotated[str, typer.Option("--of", help="What they are: probs, logits, log_probs or labels.")] = "probs",
+    classes: Annotated[
+        str | None, typer.Option("--classes", help="What the columns stand for, in their order: cat,dog,...")
+    ] = None,
+    any_view: Annotated[bool, typer.Option("--any-view", help="Say the same of every view of a sample.")] = False,
+    sets: Overrides = None,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Make a teacher of anybody's predictions: check them, keep them, print the recipe's lines."""
+
+    def work() -> None:
+        ws = _workspace(recipe, sets, data_dir)
+        from stages import importing as stage
+
+        names = None if classes is None else [each.strip() for each in classes.split(",")]
+        stage.run(ws, name, file, ids=ids, of=of, classes=names, any_view=any_view)
+
+    _guarded(work, debug)
+
+
 @app.command(epilog="Example: stillroom teachers fashion --set teacher.resnet.epochs=20")
 def teachers(
     recipe: RecipeName = "fashion",

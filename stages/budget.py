@@ -4,15 +4,16 @@ Decided once, before anything is trained (views are part of every fingerprint), 
 decision and need no teacher for it.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from pipeline.budget import GIGABYTE, Kept, Size, fit_budget, given_up
 from pipeline.lineage import Manifest, artefact_folder, read_manifest
 from pipeline.models import is_estimator
 from pipeline.models.taps import feature_widths
-from stages import teachers
+from stages import teacher_files, teachers
 from stages.check import check_imported_teachers
-from stages.recipe import Recipe
+from stages.recipe import Recipe, TeacherEntry
 from stages.workspace import Workspace
 
 
@@ -57,10 +58,16 @@ def _config(ws: Workspace, max_gb: float) -> dict[str, Any]:
 
 def _size(ws: Workspace) -> Size:
     check_imported_teachers(ws.recipe)
-    models = [teachers.build(ws, entry) for entry in ws.recipe.teacher]
-    layers, shape = ws.recipe.logits.features, ws.dataset.shape
-    widths = [{} if is_estimator(model) else feature_widths(model, layers, shape) for model in models]
+    widths = [_widths(ws, entry) for entry in ws.recipe.teacher]
     return Size({name: len(split) for name, split in ws.replayer.plan.splits.items()}, len(ws.classes), widths)
+
+
+def _widths(ws: Workspace, entry: TeacherEntry) -> Mapping[str, int]:
+    """Return D of the layers that are kept of a teacher: a network has some."""
+    model = None if teacher_files.is_file(entry) else teachers.build(ws, entry)
+    if model is None or is_estimator(model):
+        return {}
+    return feature_widths(model, ws.recipe.logits.features, ws.shape(entry.reads))
 
 
 def _recipe(recipe: Recipe, kept: Kept) -> Recipe:

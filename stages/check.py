@@ -2,38 +2,61 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
 from pipeline.errors import StillroomError, near_names
-from stages.recipe import AUTO, EACH, LABELS, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
+from stages import teacher_files
+from stages.check_students import student_faults
+from stages.faults import raised, unknown
+from stages.recipe import AUTO, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
 
 LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an entry may say whose targets aren't stored
 
 
 def cross_faults(recipe: Recipe) -> list[str]:
     """Return the faults of a recipe whose every key has the right type."""
-    return [*_data(recipe), *_views(recipe), *_names(recipe), *_models(recipe), *_fusions(recipe), *_students(recipe)]
+    checks = (_data, _inputs, _views, _names, _models, _fusions, student_faults)
+    return [fault for check in checks for fault in check(recipe)]
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
-    if (recipe.data.name is None) == (recipe.data.folder is None):
-        found = "both" if recipe.data.name else "neither"
-        yield f"data: found {found} of name and folder; expected exactly one; name a data set or a folder of pictures"
-    if recipe.data.name is not None:
+    data = recipe.data
+    places = [key for key in ("name", "folder", "table") if getattr(data, key) is not None]
+    if len(places) != 1:
+        found = " and ".join(places) or "none"
+        yield f"data: found {found}; expected exactly one of name, folder and table; say where the samples are"
+    if data.name is not None:
         from pipeline.datasets import catalog_names
 
-        yield from _unknown("data.name", "data set", recipe.data.name, catalog_names())
+        yield from unknown("data.name", "data set", data.name, catalog_names())
+    if data.table is not None and data.label is None:
+        yield "data.label: missing; expected the table's column of classes; add it"
+    for key in ("label", "text", "drop", "groups"):
+        if data.table is None and key in data.model_fields_set:
+            yield f"data.{key}: found {getattr(data, key)!r}; expected it only with data.table; remove it"
+
+
+def _inputs(recipe: Recipe) -> Iterator[str]:
+    from pipeline.datasets import INPUTS
+
+    for name, count in Counter(entry.name for entry in recipe.input).items():
+        if count > 1:
+            yield f"input.{name}: found {count} of that name; expected each name once; rename one"
+    for entry in recipe.input:
+        yield from unknown(f"input.{entry.name}.kind", "input", entry.kind, INPUTS)
+        if entry.name == teacher_files.IDS:
+            yield f"input.{entry.name}: found that name; expected another, for it means every sample's id; rename it"
 
 
 def _views(recipe: Recipe) -> Iterator[str]:
     from pipeline.views import parse_mix, parse_transforms
 
-    yield from _raised(lambda: parse_transforms(recipe.views.transforms))
+    yield from raised(lambda: parse_transforms(recipe.views.transforms))
     if recipe.views.mix is not None:
         mix = recipe.views.mix
-        yield from _raised(lambda: parse_mix(mix, recipe.views.count))
+        yield from raised(lambda: parse_mix(mix, recipe.views.count))
 
 
 def _names(recipe: Recipe) -> Iterator[str]:
@@ -55,6 +78,11 @@ def _models(recipe: Recipe) -> Iterator[str]:
         yield from (fault for fault, bare in faults if bare not in told)
         told |= {bare for _, bare in faults}
     for teacher in recipe.teacher:
+        if teacher_files.is_file(teacher):
+            yield from teacher_files.faults(teacher, recipe.logits.folds)
+            continue
+        if teacher.reads == teacher_files.IDS:
+            yield f"teacher.{teacher.name}.reads: found 'id'; expected an input of the data, to learn from; name one"
         if not _is_imported(teacher):
             yield from _model_faults("teacher", teacher)
 
@@ -74,10 +102,11 @@ def _is_imported(entry: TeacherEntry) -> bool:
 
 
 def _model_faults(kind: str, entry: TeacherEntry | StudentEntry) -> Iterator[str]:
-    from pipeline.models import check_model
+    from pipeline.models import check_model, model_options
 
     where = f"{kind}.{entry.name}"
-    mistyped = {key: _own_key(entry, key) for key in entry.options}
+    named = model_options(entry.model, entry.options, where)
+    mistyped = {key: None if key in named else _own_key(entry, key) for key in entry.options}
     for key, own in mistyped.items():
         if own:
             yield f"{where}: unknown key {key!r}; expected {own!r}; correct it"
@@ -99,16 +128,16 @@ def _fusions(recipe: Recipe) -> Iterator[str]:
     from pipeline.store.codecs.features import parse_feature_codec
 
     teachers, logits = [entry.name for entry in recipe.teacher], recipe.logits
-    yield from _raised(lambda: asked_codec(logits.codec, "logits.codec"))
-    yield from _raised(lambda: parse_feature_codec(logits.feature_codec, "logits.feature_codec"))
+    yield from raised(lambda: asked_codec(logits.codec, "logits.codec"))
+    yield from raised(lambda: parse_feature_codec(logits.feature_codec, "logits.feature_codec"))
     for entry in recipe.fusion:
         where = f"fusion.{entry.name}"
-        yield from _raised(partial(asked_codec, entry.codec, f"{where}.codec"))
+        yield from raised(partial(asked_codec, entry.codec, f"{where}.codec"))
         yield from _draws(recipe, entry, where)
         yield from _fit_on(recipe, entry, where)
-        yield from _unknown(f"{where}.correction", "correction", entry.correction, CORRECTIONS)
+        yield from unknown(f"{where}.correction", "correction", entry.correction, CORRECTIONS)
         for teacher in entry.teachers or []:
-            yield from _unknown(f"{where}.teachers", "teacher", teacher, teachers)
+            yield from unknown(f"{where}.teachers", "teacher", teacher, teachers)
         if entry.strategy.startswith(SINGLE):
             yield from _single(entry, where, teachers)
         elif entry.strategy == AUTO:
@@ -116,7 +145,7 @@ def _fusions(recipe: Recipe) -> Iterator[str]:
         elif entry.is_lazy:
             yield from _lazy(entry, where, LAZY[entry.strategy], len(entry.teachers or teachers))
         elif entry.strategy not in FUSIONS:
-            yield from _unknown(f"{where}.strategy", "strategy", entry.strategy, {**FUSIONS, **LAZY})
+            yield from unknown(f"{where}.strategy", "strategy", entry.strategy, {**FUSIONS, **LAZY})
         else:
             yield from _fusion_options(entry, where, FUSIONS[entry.strategy])
         if entry.target == "lazy" and not entry.is_lazy:
@@ -135,7 +164,7 @@ def _fit_on(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
         layers = FUSIONS[entry.strategy](**entry.options).layers
     except (KeyError, TypeError, StillroomError):  # a fault of its own, or decided later
         layers = ()
-    yield from _raised(lambda: check_fit_on(entry.fit_on, entry.honest, layers, where))
+    yield from raised(lambda: check_fit_on(entry.fit_on, entry.honest, layers, where))
     if entry.fit_on == OUT_OF_FOLD and recipe.logits.folds is None:
         yield (
             f"{where}.fit_on: found {OUT_OF_FOLD!r} without folds; expected logits.folds; set it, e.g. to 5, and each "
@@ -154,7 +183,7 @@ def _lazy(entry: FusionEntry, where: str, strategy: Callable[..., Any], num_teac
                 f"not stored; remove it"
             )
     faults = list(_fusion_options(entry, where, strategy))
-    yield from faults or _raised(lambda: strategy(**entry.options).check(num_teachers))
+    yield from faults or raised(lambda: strategy(**entry.options).check(num_teachers))
 
 
 def _draws(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
@@ -174,7 +203,7 @@ def _draws(recipe: Recipe, entry: FusionEntry, where: str) -> Iterator[str]:
 
 
 def _single(entry: FusionEntry, where: str, teachers: Sequence[str]) -> Iterator[str]:
-    yield from _unknown(f"{where}.strategy", "teacher", entry.strategy.removeprefix(SINGLE), teachers)
+    yield from unknown(f"{where}.strategy", "teacher", entry.strategy.removeprefix(SINGLE), teachers)
     if entry.teachers is not None:
         yield f"{where}.teachers: found {entry.teachers} beside {entry.strategy!r}; expected one of both; remove it"
     yield from _fusion_options(entry, where, lambda: None, [])
@@ -190,89 +219,4 @@ def _fusion_options(
         near = near_names(key, [*known, *type(entry).model_fields])
         yield f"{where}: unknown key {key!r}; expected a key of {entry.strategy!r}; {near}"
     if not wrong:
-        yield from (f"{where}: {fault}" for fault in _raised(lambda: strategy(**entry.options)))
-
-
-def _students(recipe: Recipe) -> Iterator[str]:
-    fusions = {entry.name: entry for entry in recipe.fusion}
-    try:
-        students = recipe.students
-    except StillroomError as error:  # a sweep that makes no students
-        yield str(error)
-        students = recipe.student
-    for entry in students:
-        where, loss = f"student.{entry.name}", entry.loss
-        yield from _unknown(f"{where}.fusion", "fusion", entry.fusion, [*fusions, LABELS, EACH])
-        yield from _loss(entry, where)
-        yield from _company(recipe, entry, where)
-        if len(set(entry.seeds)) < len(entry.seeds):
-            yield f"{where}.seeds: found {entry.seeds}; expected each seed once; remove the repeated"
-        fusion = fusions.get(entry.fusion)
-        if fusion is not None and not fusion.is_lazy and loss.temperature not in fusion.temperatures:
-            yield (
-                f"{where}.loss.temperature: found {loss.temperature:g}; expected one of fusion {fusion.name!r}, "
-                f"{fusion.temperatures}; add it to fusion.{fusion.name}.temperatures, for a mixture softened later "
-                f"is another mixture"
-            )
-
-
-def _loss(entry: StudentEntry, where: str) -> Iterator[str]:
-    from pipeline.features import parse_feature_loss
-    from pipeline.losses import ALPHAS, LIMITS, SOFT_LOSSES, make_alpha
-
-    loss = entry.loss
-    yield from _unknown(f"{where}.loss.kind", "loss", loss.kind, SOFT_LOSSES)
-    if loss.kind in SOFT_LOSSES:
-        known = [*LIMITS[loss.kind].options, *type(loss).model_fields]
-        strange = [key for key in loss.options if key not in LIMITS[loss.kind].options]
-        for key in strange:
-            yield f"{where}.loss.{key}: unknown key {key!r}; expected one of its loss; {near_names(key, known)}"
-        if not strange:
-            yield from _raised(partial(_check_loss, loss.kind, loss.options, f"{where}.loss"))
-    if isinstance(loss.alpha, str):
-        yield from _unknown(f"{where}.loss.alpha", "rule for alpha", loss.alpha, ALPHAS)
-    if not isinstance(loss.alpha, str) or loss.alpha in ALPHAS:
-        yield from _raised(lambda: make_alpha(loss.alpha, f"{where}.loss"))
-    for place, spec in enumerate(loss.features):
-        yield from _raised(partial(parse_feature_loss, spec, f"{where}.loss.features[{place}]"))
-
-
-def _check_loss(kind: str, options: Mapping[str, Any], where: str) -> None:
-    """Raise StillroomError for wrong options; whether classes and targets suit the loss is known when it trains."""
-    from pipeline.losses import check_soft_loss
-
-    check_soft_loss(kind, options, num_classes=1000, is_sparse=False, has_rest=True, where=where)
-
-
-def _company(recipe: Recipe, entry: StudentEntry, where: str) -> Iterator[str]:
-    """What a student says of its members, its teachers and what it is steered by must go together."""
-    fusion = next((each for each in recipe.fusion if each.name == entry.fusion), None)
-    stored = fusion is not None and not fusion.is_lazy
-    if entry.generations > 1 and entry.loss.features:
-        yield f"{where}.generations: found {entry.generations} with loss.features; expected one of both; remove one"
-    if entry.generations > 1 and (entry.fusion in (LABELS, EACH) or not stored):
-        yield f"{where}.generations: found {entry.generations} with fusion {entry.fusion!r}; expected a stored one"
-    if entry.fusion == LABELS:
-        if entry.loss.features:
-            yield f"{where}.loss.features: found some with fusion 'labels'; expected none; remove them"
-        if entry.baselines:
-            yield f"{where}.baselines: found true with fusion 'labels'; expected false; set baselines = false"
-    if entry.monitor == "kl" and not stored:
-        yield f"{where}.monitor: found 'kl' with fusion {entry.fusion!r}; expected a stored one; change one"
-    if entry.fusion == EACH and entry.options.get("heads", entry.options.get("members")) != len(recipe.teacher):
-        yield (
-            f"{where}.fusion: found 'each' with {entry.model!r} and options {entry.options}; expected an ensemble of "
-            f"{len(recipe.teacher)} members, one a teacher; set heads or members, or name a fusion"
-        )
-
-
-def _unknown(where: str, kind: str, found: str, known: Mapping[str, Any] | Any) -> Iterator[str]:
-    if found not in known:
-        yield f"{where}: unknown {kind} {found!r}; expected a known one; {near_names(found, known)}"
-
-
-def _raised(check: Callable[[], Any]) -> Iterator[str]:
-    try:
-        check()
-    except StillroomError as error:
-        yield str(error)
+        yield from (f"{where}: {fault}" for fault in raised(lambda: strategy(**entry.options)))

@@ -29,7 +29,8 @@ def run(ws: Workspace) -> None:
         teachers.ensure(ws, entry)
     for entry in ws.recipe.teacher:
         teacher = teachers.load(ws, entry, layers=ws.recipe.logits.features)
-        answers, rows = sample_answers(teacher, ws.replayer, len(ws.classes), ws.recipe.logits.batch_size)
+        replayer = ws.replayer_of(entry.reads)
+        answers, rows = sample_answers(teacher, replayer, len(ws.classes), ws.recipe.logits.batch_size)
         console = ws.console if ws.console.is_terminal else Console(width=WIDTH)  # a log has no edge to cut figures at
         console.print(logits_table(entry, answers.logits, rows))
         for layer, values in answers.features.items():

@@ -2,8 +2,14 @@
 
 from pathlib import Path
 
+from pipeline.datasets import ImageDataset
+from pipeline.errors import StillroomError, unknown_name
 from pipeline.lineage import Manifest, artefact_folder
+from pipeline.models import READS
+from stages.ids import IDS
 from stages.workspace import Workspace
+
+GIVES = {"text": "text", "words": "words", "table": "numbers", "embedding": "numbers"}  # what a kind of input gives
 
 
 def plan_folder(ws: Workspace) -> Path:
@@ -11,15 +17,42 @@ def plan_folder(ws: Workspace) -> Path:
     return artefact_folder(ws.root / "plans", ws.recipe.name, ws.plan.config)
 
 
+def _shape(ws: Workspace) -> dict[str, list[int]]:
+    """Return what the manifest says of a sample's shape: of pictures one, of records each input has its own."""
+    return {"shape": list(ws.dataset.shape)} if isinstance(ws.dataset, ImageDataset) else {}
+
+
+def check_reads(ws: Workspace) -> None:
+    """Raise StillroomError with every model that names an input there is not, or one of a kind that it can't read."""
+    if isinstance(ws.dataset, ImageDataset):
+        kind_of = dict[str | None, str]()
+    else:
+        kind_of = {name: ws.dataset.input_config(name)["kind"] for name in (None, *ws.dataset.inputs)}
+    faults = list[str]()
+    for section, entries in (("teacher", ws.recipe.teacher), ("student", ws.recipe.student)):
+        for entry in entries:
+            where, wanted = f"{section}.{entry.name}.reads", READS.get(entry.model)
+            if entry.reads not in (*kind_of, None, IDS):
+                faults.append(str(unknown_name(where, "input", str(entry.reads), [name for name in kind_of if name])))
+            elif entry.reads in kind_of and wanted not in (None, GIVES[kind_of[entry.reads]]):
+                faults.append(
+                    f"{where}: found {entry.reads or 'the default'!r}, of kind {kind_of[entry.reads]}; expected "
+                    f"{wanted}, which {entry.model} reads; name another input or model"
+                )
+    if faults:
+        raise StillroomError("\n".join(f"{ws.recipe.name}: {fault}" for fault in faults))
+
+
 def run(ws: Workspace) -> None:
     """Make sure that the data are there and whole, and that their plan is written down."""
+    check_reads(ws)
     folder = plan_folder(ws)
     if not ws.is_finished(folder):
         Manifest(
             kind="view plan",
             name=ws.recipe.name,
             config=ws.plan.config,
-            details={"classes": list(ws.classes), "shape": list(ws.dataset.shape), "samples": len(ws.dataset)},
+            details={"classes": list(ws.classes), **_shape(ws), "samples": len(ws.dataset)},
         ).write(folder)
         ws.made(folder)
     splits = ws.plan.splits

@@ -32,7 +32,8 @@ def join(ws: Workspace, job: Run) -> list[str]:
     weights = torch.tensor(selection.counts, dtype=torch.float64)
     mixtures = {name: _mixture(rows, weights) for name, rows in answers.items()}
     manifests = [require_manifest(folder_of(ws, part), "student", make_with="stillroom distill") for part in parts]
-    networks = [load_student(folder_of(ws, p), m, ws.dataset.shape) for p, m in zip(parts, manifests, strict=True)]
+    shape = ws.shape(job.entry.reads)
+    networks = [load_student(folder_of(ws, p), m, shape) for p, m in zip(parts, manifests, strict=True)]
     model = JoinedMembers(networks, selection.counts)
     folder = folder_of(ws, job)
     folder.mkdir(parents=True, exist_ok=True)

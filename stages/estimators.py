@@ -11,7 +11,7 @@ from pipeline.errors import StillroomError
 from pipeline.loader import Reading, open_readings
 from pipeline.losses import make_alpha
 from pipeline.losses.alphas import Seen
-from pipeline.models import SoftTargetEstimator, build_model
+from pipeline.models import ESTIMATORS, SoftTargetEstimator, build_model
 from pipeline.sparse import SparseTargets
 from pipeline.views import Batch, Replayer, ViewLoader, imported_code
 from stages.runs import Run, folder_of
@@ -24,7 +24,7 @@ TINY = 1e-30  # a probability of nothing, as a log-probability that is finite
 
 def is_estimator(job: Run) -> bool:
     """Whether a run's student is one of scikit-learn's, which have no network to train in company."""
-    return job.entry.model.split(".")[0] == "sklearn"
+    return job.entry.model.split(".")[0] == "sklearn" or job.entry.model in ESTIMATORS
 
 
 def fit(ws: Workspace, job: Run) -> list[str]:
@@ -32,10 +32,15 @@ def fit(ws: Workspace, job: Run) -> list[str]:
     started, where = time.perf_counter(), f"student.{job.entry.name}"
     folder, reading = folder_of(ws, job), reading_of(ws, job)
     try:
+        if not ws.shape(job.entry.reads):
+            raise StillroomError(
+                f"{where}.reads: found text; expected numbers, for soft targets are fitted to those alone; name an "
+                f"input of another kind, or another model"
+            )
         estimator = build_model(
             job.entry.model,
             num_classes=len(ws.classes),
-            in_shape=ws.dataset.shape,
+            in_shape=ws.shape(job.entry.reads),
             where=where,
             takes_regressors=True,
             **job.entry.options,
@@ -46,7 +51,7 @@ def fit(ws: Workspace, job: Run) -> list[str]:
             student.fit(inputs, targets, seed=job.draws_seed)
     except StillroomError as error:
         return [f"{job.name}: {error}"]
-    answers = {name: _answers(ws, student, name) for name in ("calibration", "test")}
+    answers = {name: _answers(ws, job, student, name) for name in ("calibration", "test")}
     files = _save(student, folder)
     details = {"teacher_forwards": 0, "history": [], "steps": 0, "rows": len(inputs), "parameters": None}
     write(ws, job, folder, answers, reading.targets, model=None, details=details, files=files)
@@ -59,8 +64,8 @@ def _save(student: SoftTargetEstimator, folder: Path) -> list[str]:
     return list(student.save(folder))
 
 
-def _answers(ws: Workspace, student: SoftTargetEstimator, split: str) -> Tensor:
-    return torch.cat([student.log_probs(batch.inputs.cpu()) for batch in ws.held_out(split)])
+def _answers(ws: Workspace, job: Run, student: SoftTargetEstimator, split: str) -> Tensor:
+    return torch.cat([student.log_probs(batch.inputs.cpu()) for batch in ws.held_out(split, job.entry.reads)])
 
 
 def rows_of(ws: Workspace, job: Run, reading: Reading) -> tuple[Tensor, Tensor]:
@@ -71,14 +76,15 @@ def rows_of(ws: Workspace, job: Run, reading: Reading) -> tuple[Tensor, Tensor]:
     """
     views = range(min(job.entry.fit_views, ws.plan.count))
     if job.fusion is None:
-        parts = [ws.replayer.batch("train", view, ws.plan.splits["train"].labelled) for view in views]
+        labelled = ws.plan.splits["train"].labelled
+        parts = [ws.replayer_of(job.entry.reads).batch("train", view, labelled) for view in views]
         return torch.cat([part.inputs.cpu() for part in parts]), torch.cat([_labels(part, ws) for part in parts])
     if reading.targets is None:
         raise StillroomError(
             f"found fusion {job.fusion.name!r}, which needs the student's steps; expected a stored one; name another"
         )
     imports = imported_code(ws.plan.transforms)
-    replayer = open_readings([reading], ws.dataset, device=ws.device, imports=imports)
+    replayer = open_readings([reading], ws.samples(job.entry.reads), device=ws.device, imports=imports)
     seen = [_view(replayer, reading, job, view) for view in views]
     return torch.cat([inputs for inputs, _ in seen]), torch.cat([targets for _, targets in seen])
 

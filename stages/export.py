@@ -19,6 +19,7 @@ from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 
+from pipeline.datasets import ImageDataset
 from pipeline.errors import StillroomError, near_names, unknown_name
 from pipeline.export import (
     TOLERANCE,
@@ -133,7 +134,7 @@ def _best(ws: Workspace, entry: StudentEntry, seed: int | None) -> Run | None:
 
 def ensure(ws: Workspace, job: Run, formats: Sequence[str]) -> Path:
     """Return the folder of a finished student's export, making it if need be."""
-    source = folder_of(ws, job)
+    source, pictures = folder_of(ws, job), _pictures(ws)
     student = require_manifest(source, "student", make_with="stillroom distill")
     config = {
         "stage": "export",
@@ -145,7 +146,7 @@ def ensure(ws: Workspace, job: Run, formats: Sequence[str]) -> Path:
     folder = artefact_folder(ws.root / "exports", job.name, config)
     if not ws.is_finished(folder):
         started = time.perf_counter()
-        model = Deployed(load_student(source, student, ws.dataset.shape), mean=ws.plan.mean, std=ws.plan.std)
+        model = Deployed(load_student(source, student, pictures.shape), mean=ws.plan.mean, std=ws.plan.std)
         with progress(ws.console, f"export {job.name}", None):
             _write(ws, model, formats, folder)
             models: dict[str, Model] = {TORCH: model, **{name: load(folder, name) for name in formats}}
@@ -162,22 +163,32 @@ def load(folder: Path, name: str) -> Model:
     return (load_program if name == "pt2" else load_onnx)(folder / FILES[name])
 
 
-def _pictures(ws: Workspace, split: str, count: int) -> Tensor:
+def _pictures(ws: Workspace) -> ImageDataset:
+    """Return the data set of a recipe. Raises: StillroomError for one of records."""
+    if not isinstance(ws.dataset, ImageDataset):
+        raise StillroomError(
+            f"export: recipe {ws.recipe.name!r} is of records; expected pictures, for what makes an input of a record "
+            f"is no part of a network; use weights.safetensors in the student's folder"
+        )
+    return ws.dataset
+
+
+def _spread(ws: Workspace, split: str, count: int) -> Tensor:
     """Return pictures spread evenly over a split, a small split's again and again: uint8 [count, C, H, W]."""
     ids = ws.plan.splits[split].ids
-    return ws.dataset.read(np.resize(ids[:: max(1, len(ids) // count)], count))
+    return _pictures(ws).read(np.resize(ids[:: max(1, len(ids) // count)], count))
 
 
 def _write(ws: Workspace, model: Deployed, formats: Sequence[str], folder: Path) -> None:
     """Write the files of all formats, each compared with the student on real pictures."""
-    pictures = _pictures(ws, "test", COMPARED)
+    pictures = _spread(ws, "test", COMPARED)
     if "pt2" in formats:
         export_program(model, pictures, folder / FILES["pt2"])
     if "onnx" in formats:
         export_onnx(model, pictures, folder / FILES["onnx"])
     if "int8" in formats:
-        quantise(folder / FILES["onnx"], folder / FILES["int8"], _pictures(ws, "calibration", FITTED_ON))
-    about = labels(ws.classes, ws.dataset.shape, ws.plan.mean, ws.plan.std, formats)
+        quantise(folder / FILES["onnx"], folder / FILES["int8"], _spread(ws, "calibration", FITTED_ON))
+    about = labels(ws.classes, _pictures(ws).shape, ws.plan.mean, ws.plan.std, formats)
     write_durably(folder / LABELS, (json.dumps(about, indent=1) + "\n").encode())
 
 
@@ -220,7 +231,7 @@ def _scores(ws: Workspace, models: Mapping[str, Model], folder: Path) -> dict[st
     blocks = [test.ids[start : start + COMPARED] for start in range(0, len(test), COMPARED)]
     said: dict[str, list[Tensor]] = {name: [] for name in models}
     for ids in blocks:
-        pictures = ws.dataset.read(ids)
+        pictures = _pictures(ws).read(ids)
         for name, model in models.items():
             said[name].append(answers(model, pictures))
     log_probs = {name: torch.cat(rows) for name, rows in said.items()}
@@ -238,7 +249,7 @@ def _scores(ws: Workspace, models: Mapping[str, Model], folder: Path) -> dict[st
 
 def _timings(ws: Workspace, models: Mapping[str, Model]) -> dict[str, dict[str, list[float]]]:
     """Return each format's [median, interquartile range] in milliseconds a call, by pictures a call."""
-    pictures = _pictures(ws, "test", max(REPEATS))
+    pictures = _spread(ws, "test", max(REPEATS))
     return {
         name: {str(count): list(latency(model, pictures[:count], repeats=n)) for count, n in REPEATS.items()}
         for name, model in models.items()
@@ -266,7 +277,7 @@ def _seal(
                 **{name: path.stat().st_size for name, path in files.items()},
             },
             "parameters": count_parameters(model),
-            "multiply_adds": multiply_adds(model, _pictures(ws, "test", 1)),
+            "multiply_adds": multiply_adds(model, _spread(ws, "test", 1)),
         },
     ).write(folder)
 

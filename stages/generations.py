@@ -36,13 +36,15 @@ def _ensure_store(ws: Workspace, parent: Run) -> Path:
     if mending.is_sound:
         return folder
     manifest = require_manifest(folder_of(ws, parent), "student", make_with="stillroom distill")
-    model = load_student(folder_of(ws, parent), manifest, ws.dataset.shape)
+    reads = parent.entry.reads
+    shape, replayer = ws.shape(reads), ws.replayer_of(reads)
+    model = load_student(folder_of(ws, parent), manifest, shape)
     precision = ws.precision(parent.entry)
-    teacher = TorchTeacher(prepare(model, ws.device), [], ws.dataset.shape, precision=precision)
+    teacher = TorchTeacher(prepare(model, ws.device), [], shape, precision=precision)
     batch_size, where = ws.recipe.logits.batch_size, f"student.{parent.name}"
     encoding = stored_encoding(folder, config) or choose_encoding(
         teacher,
-        ws.replayer,
+        replayer,
         num_classes=len(ws.classes),
         codec=ws.recipe.logits.codec,
         max_kl=ws.recipe.logits.max_kl,
@@ -54,9 +56,7 @@ def _ensure_store(ws: Workspace, parent: Run) -> Path:
     mending.begin(writer)
     details = {"parameters": count_parameters(model), "seed": parent.seed, "weights": dict(manifest.digests)}
     with progress(ws.console, f"dump {parent.name}", sum(map(len, writer.missing()))) as bar:
-        filled = dump.dump(
-            teacher, ws.replayer, writer, encoding, batch_size=batch_size, details=details, on_block=bar.by
-        )
+        filled = dump.dump(teacher, replayer, writer, encoding, batch_size=batch_size, details=details, on_block=bar.by)
     ws.made(folder)
     ws.say("distill", f"{parent.name}: answered on {filled.rows:,} rows for the next generation")
     return folder

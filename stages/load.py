@@ -9,12 +9,13 @@ from pydantic import BaseModel, ValidationError
 from pipeline.errors import StillroomError, near_names
 from stages.check import cross_faults
 from stages.document import parse, read_document, shown, value_faults
-from stages.recipe import Data, FusionEntry, Logits, LossEntry, Recipe, StudentEntry, TeacherEntry, Views
+from stages.recipe import Data, FusionEntry, InputEntry, Logits, LossEntry, Recipe, StudentEntry, TeacherEntry, Views
 
 SHIPPED = Path(__file__).parent / "recipes"
 MAX_FAULTS, MAX_FAULT = 40, 1000  # that are told at once, and characters of each
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
+    "input": InputEntry,
     "views": Views,
     "teacher": TeacherEntry,
     "logits": Logits,

@@ -50,7 +50,13 @@ def ensure(ws: Workspace, entry: TeacherEntry, *, check: bool = False) -> Path:
     config = ws.teacher_store_config(entry)
     encoding = stored_encoding(folder, config) or _encoding(ws, entry, teacher)
     writer = dump.open_writer(
-        folder, entry.name, config, ws.replayer.plan, encoding, weights=_weights(ws, entry), head=teacher.head
+        folder,
+        entry.name,
+        config,
+        ws.replayer_of(entry.reads).plan,
+        encoding,
+        weights=_weights(ws, entry),
+        head=teacher.head,
     )
     mending.begin(writer)
     return _dump(ws, entry, teacher, writer, encoding, manifest)
@@ -60,7 +66,7 @@ def _encoding(ws: Workspace, entry: TeacherEntry, teacher: Teacher) -> Encoding:
     logits, where = ws.recipe.logits, f"teacher.{entry.name}"
     encoding = choose_encoding(
         teacher,
-        ws.replayer,
+        ws.replayer_of(entry.reads),
         num_classes=len(ws.classes),
         codec=logits.codec,
         max_kl=logits.max_kl,
@@ -82,7 +88,7 @@ def _dump(
     with progress(ws.console, f"dump {entry.name}", missing) as bar:
         filled = dump.dump(
             teacher,
-            ws.replayer,
+            ws.replayer_of(entry.reads),
             writer,
             encoding,
             batch_size=ws.recipe.logits.batch_size,
@@ -128,7 +134,7 @@ def _predict_cost(ws: Workspace, entry: TeacherEntry, teacher: Teacher, writer: 
     """Say how large the store will be and how long it will take, from a short trial on real rows."""
     layout = writer.layout
     size = min(teacher.rows_at_once or ws.recipe.logits.batch_size, len(ws.plan.splits["train"]))
-    inputs = ws.replayer.batch("train", 0, np.arange(size)).inputs
+    inputs = ws.replayer_of(entry.reads).batch("train", 0, np.arange(size)).inputs
     teacher.predict(inputs).logits.cpu()  # the first call also pays for start-up; the copy waits for a GPU
     started = time.perf_counter()
     teacher.predict(inputs).logits.cpu()

@@ -14,8 +14,8 @@ from stages.recipe import StudentEntry
 from stages.students import HEAD_WIDTH, WEIGHTS
 
 
-def load_student(folder: Path, manifest: Manifest, in_shape: tuple[int, int, int]) -> nn.Module:
-    """Return a finished student's network with its weights, on the CPU. `in_shape` is (C, H, W).
+def load_student(folder: Path, manifest: Manifest, in_shape: tuple[int, ...]) -> nn.Module:
+    """Return a finished student's network with its weights, on the CPU. `in_shape` is that of what it reads.
 
     Raises: StillroomError when its weights aren't those it sealed, and for a student that is no network.
     """
@@ -30,7 +30,7 @@ def load_student(folder: Path, manifest: Manifest, in_shape: tuple[int, int, int
     return load_weights(_untrained(manifest, in_shape), path).eval()
 
 
-def _untrained(manifest: Manifest, in_shape: tuple[int, int, int]) -> nn.Module:
+def _untrained(manifest: Manifest, in_shape: tuple[int, ...]) -> nn.Module:
     """Return a module that the weights fit: one network, or those of its members that an ensemble kept."""
     if "members" not in manifest.config or "member" in manifest.config:
         return _one(manifest, in_shape)
@@ -38,7 +38,7 @@ def _untrained(manifest: Manifest, in_shape: tuple[int, int, int]) -> nn.Module:
     return JoinedMembers([_one(manifest, in_shape) for _ in counts], list(counts))
 
 
-def _one(manifest: Manifest, in_shape: tuple[int, int, int]) -> nn.Module:
+def _one(manifest: Manifest, in_shape: tuple[int, ...]) -> nn.Module:
     config, where = manifest.config, f"student.{manifest.name}"
     training: dict[str, Any] = config["training"]
     options = {name: value for name, value in training.items() if name not in StudentEntry.model_fields}

@@ -25,12 +25,12 @@ def unwatched(job: Run, figures: Mapping[str, float]) -> None:
 
 
 def passes(ws: Workspace, jobs: Sequence[Run]) -> Iterator[list[Run]]:
-    """Yield the runs that share a pass: one order, batches of one size, checkpoints at one place, room for all."""
+    """Yield the runs that share a pass: one input, order and batch size, checkpoints at one place, room for all."""
     groups: dict[tuple[Any, ...], list[Run]] = {}
     for job in jobs:
         frame = students.reading_of(ws, job).frame("train")
         place = place_in(folder_of(ws, job) / students.CHECKPOINT)
-        key = (job.order_seed, job.entry.batch_size, job.fusion is None, frame, *sorted(place.items()))
+        key = (job.entry.reads, job.order_seed, job.entry.batch_size, job.fusion is None, frame, *sorted(place.items()))
         groups.setdefault(key, []).append(job)
     for group in groups.values():
         together: list[Run] = []
@@ -94,12 +94,13 @@ def _fault(job: Run, error: StillroomError, company: Sequence[Run]) -> str:
 
 def shared_loader(ws: Workspace, jobs: Sequence[Run], readings: Sequence[Reading], ranks: Ranks) -> SharedLoader:
     """Return what the runs of a pass stream. On labels alone, batches are as large and hold labelled rows only."""
-    labelled, replayer = None, ws.replayer
+    reads = jobs[0].entry.reads
+    labelled, replayer = None, ws.replayer_of(reads)
     if jobs[0].fusion is None:
         labelled = ws.plan.splits["train"].labelled
     else:
         imports = imported_code(ws.plan.transforms)
-        replayer = open_readings(readings, ws.dataset, device=ws.device, imports=imports)
+        replayer = open_readings(readings, ws.samples(reads), device=ws.device, imports=imports)
     return SharedLoader(
         readings,
         replayer,

@@ -21,10 +21,19 @@ class Section(BaseModel):
 
 
 class Data(Section):
-    """What to learn from: a catalogue name or a folder of pictures."""
+    """What to learn from: a catalogue name, a folder of pictures, or a table of one's own.
+
+    Of a table, `label` is the column of classes, `text` the columns of words, `drop` those that no model may see, and
+    `groups` one whose groups are compared.
+    """
 
     name: str | None = None
     folder: str | None = None
+    table: str | None = None
+    label: str | None = None
+    text: list[str] = []
+    drop: list[str] = []
+    groups: str | None = None
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     labelled: Count | None = None
@@ -55,11 +64,23 @@ class Named(BaseModel):
         return dict(self.model_extra or {})
 
 
-class Training(Named):
-    """How a model is trained; teachers and students share it. `decay` of the rate, `ema` of the weights: `Schedule`."""
+class InputEntry(Named):
+    """What a model may read of a record: its text, its words, a vector of its columns. Unknown keys are its kind's."""
 
-    later: ClassVar[frozenset[str]] = frozenset({"decay", "decay_rate", "plateau", "ema"})  # keys that first ones lack
+    kind: str
+
+
+class Training(Named):
+    """How a model is trained; teachers and students share it. `decay` of the rate, `ema` of the weights: `Schedule`.
+
+    `reads` names the input of a sample that it sees, the data set's first by default; pictures have one.
+    """
+
+    later: ClassVar[frozenset[str]] = frozenset(  # keys that first ones lack
+        {"decay", "decay_rate", "plateau", "ema", "reads"}
+    )
     model: str
+    reads: Name | None = None
     epochs: Positive = 20
     batch_size: Count = 128
     lr: Positive = 2e-3
@@ -215,6 +236,7 @@ class Recipe(Section):
     name: RecipeName
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data
+    input: list[InputEntry] = []
     views: Views = Views()
     teacher: Annotated[list[TeacherEntry], Field(min_length=1)]
     logits: Logits = Logits()

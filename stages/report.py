@@ -1,7 +1,7 @@
 """report: manifests become results.json for machines and one self-contained page for people."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import report as reports
+from pipeline.datasets import ImageDataset, RecordDataset
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, artefact_folder, fingerprint, read_cost, read_manifest, write_durably
 from pipeline.models import SoftTree
@@ -59,6 +60,8 @@ def run(ws: Workspace) -> None:
             f"{ws.root}: found nothing finished of recipe {ws.recipe.name!r}; expected a teacher store at least; "
             f"run 'stillroom distill {ws.recipe.name}'"
         )
+    if isinstance(ws.dataset, RecordDataset):
+        found.parts = [_with_more(ws, part) for part in found.parts]
     rows, league = [part.row for part in found.parts], _league(ws)
     folder = ws.root / "reports" / ws.recipe.name
     page, results = folder / "index.html", json.dumps(reports.results(ws.recipe.name, rows), indent=1) + "\n"
@@ -186,6 +189,8 @@ def _add_losses(ws: Workspace, found: Found) -> None:
 def _trees(ws: Workspace, found: Found) -> Iterator[reports.Tree]:
     """Yield the soft decision trees among the students, the first seed of each; a sweep's best stands for it."""
     seen = set[str]()
+    if not isinstance(ws.dataset, ImageDataset):
+        return  # its tests are drawn as pictures
     for part in reports.listed(found.of("student"), found.sweeps):
         name, manifest = part.row["name"], part.manifest
         if manifest is None or name in seen or manifest.config["training"]["model"] != "soft_tree":
@@ -221,11 +226,11 @@ def _report(ws: Workspace, found: Found, league: Manifest | None, made_from: str
         fusion=focus,
         best_teacher=ws.best_teacher([part.row["name"] for part in found.of("teacher")]),
         disagreement={name: store.read("train", "disagreement") for name, store in stores.items()},
-        pixels=lambda positions: ws.dataset.read(ws.plan.splits["test"].ids[positions]).numpy(),
+        samples=lambda positions: _shown(ws, ws.plan.splits["test"].ids[positions]),
         costs=found.costs,
         facts=_facts(ws),
         teaching=None if taught is None else _teaching(found, taught, stores[taught]),
-        train_pixels=lambda positions: _as_shown(ws, positions),
+        train_samples=lambda positions: _as_shown(ws, positions),
         strategies=None if league is None else league.details,
         sweeps=found.sweeps,
         ensembles=reports.ensemble_tables(found.parts),
@@ -240,22 +245,42 @@ def _teaching(found: Found, name: str, targets: TargetStore) -> reports.Teaching
     return reports.teaching_of(name, targets, teachers)
 
 
-def _as_shown(ws: Workspace, positions: np.ndarray) -> np.ndarray:
-    """Return train rows of view 0 as the teachers saw them: uint8 [B, C, H, W]."""
+def _shown(ws: Workspace, ids: np.ndarray) -> Sequence[reports.Sample]:
+    """Return samples for people: pictures uint8 [B, C, H, W], or what their records say."""
+    dataset = ws.dataset
+    return list(dataset.read(ids).numpy()) if isinstance(dataset, ImageDataset) else dataset.show(ids)
+
+
+def _as_shown(ws: Workspace, positions: np.ndarray) -> Sequence[reports.Sample]:
+    """Return train rows of view 0 as the teachers saw them: pictures uint8 [B, C, H, W], or what their records say."""
+    if not isinstance(ws.dataset, ImageDataset):
+        return _shown(ws, ws.plan.splits["train"].ids[positions])
     inputs = ws.replayer.batch("train", 0, positions).inputs.cpu()
     mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (ws.plan.mean, ws.plan.std))
-    return ((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return list(((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy())
+
+
+def _with_more(ws: Workspace, part: Part) -> Part:
+    """Return a part with the figures that tables are judged by: areas under curves, gaps between groups of rows."""
+    test, groups = ws.plan.splits["test"], ws.dataset.group_of  # type: ignore[union-attr]
+    named = None if groups is None else groups[test.ids].tolist()
+    return reports.with_more(part, _answers(part), torch.from_numpy(test.labels), named)
+
+
+def _answers(part: Part) -> torch.Tensor:
+    """Return the log-probabilities of a part on the test rows: [N, C]."""
+    if part.row["kind"] == "teacher":
+        return open_teacher(part.folder).logits("test").log_softmax(-1)
+    if part.row["kind"] == "fusion":
+        store = open_targets(part.folder)
+        return store.log_probs("test", temperature=min(store.temperatures))
+    return reports.student_answers(part.folder)
 
 
 def _members(found: Found, labels: torch.Tensor) -> Iterator[Member]:
     """Yield teachers, fusions, then the first seed of each student and of hard labels, as they answer test rows."""
-    for part in found.of("teacher"):
-        log_probs = open_teacher(part.folder).logits("test").log_softmax(-1)
-        yield reports.member_of(part.row["name"], "teacher", log_probs, labels)
-    for part in found.of("fusion"):
-        store = open_targets(part.folder)
-        log_probs = store.log_probs("test", temperature=min(store.temperatures))
-        yield reports.member_of(part.row["name"], "fusion", log_probs, labels)
+    for part in found.of("teacher", "fusion"):
+        yield reports.member_of(part.row["name"], part.row["kind"], _answers(part), labels)
     seen = set[tuple[str, str]]()
     for part in found.of("student", "baseline"):
         row = part.row
@@ -263,7 +288,7 @@ def _members(found: Found, labels: torch.Tensor) -> Iterator[Member]:
             seen.add((row["student"], row["name"]))
             kind = "student" if row["kind"] == "student" else "baseline"
             name = row["name"] if kind == "student" else f"{row['student']} on hard labels"
-            yield reports.member_of(name, kind, reports.student_answers(part.folder), labels)
+            yield reports.member_of(name, kind, _answers(part), labels)
 
 
 def _facts(ws: Workspace) -> dict[str, list[tuple[str, str]]]:

@@ -84,7 +84,7 @@ def begin(
     stores = _feature_stores(reading)
     followed: list[Followed] = []
     if entries := feature_entries(job):
-        shape = {"num_classes": len(ws.classes), "in_shape": ws.dataset.shape}
+        shape = {"num_classes": len(ws.classes), "in_shape": ws.shape(entry.reads)}
         model, followed = follow(entries, model, stores, **shape, seed=job.draws_seed, where=where)  # type: ignore[arg-type]
         model = model.to(ws.device)
     steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
@@ -109,7 +109,7 @@ def begin(
 
 def _untrained(ws: Workspace, job: Run) -> nn.Module:
     entry = job.entry
-    build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape)
+    build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.shape(entry.reads))
     return seeded(lambda: build(where=f"student.{entry.name}", **entry.options), job.draws_seed)
 
 
@@ -134,7 +134,7 @@ def _loss(
         alpha=loss.alpha,
         smoothing=loss.smoothing,
         followed=followed,
-        held_out=ws.held_out("calibration"),
+        held_out=ws.held_out("calibration", job.entry.reads),
         where=f"student.{job.entry.name}",
     )
     if not job.is_lazy or job.is_each:
@@ -167,11 +167,12 @@ def judged(
 
     "kl" is KL(target ‖ student) at the temperature of the loss, times its square, in nats.
     """
-    figures = quick_scores(model, ws.held_out("calibration"), precision)
+    rows = ws.held_out("calibration", job.entry.reads)
+    figures = quick_scores(model, rows, precision)
     if targets is not None:
         temperature = job.entry.loss.temperature
         wanted = targets.log_probs("calibration", temperature=temperature)
-        log_probs = predict(model, iter(ws.held_out("calibration")), precision=precision)
+        log_probs = predict(model, iter(rows), precision=precision)
         figures["kl"] = kl_divergence(log_probs, wanted, temperature=temperature).mean().item()
     return figures
 
@@ -180,7 +181,8 @@ def seal(ws: Workspace, student: Student, fitted: Fitted) -> Manifest:
     """Write a trained student: weights, answers on held-out rows, and its manifest."""
     job, model, folder = student.job, student.model, student.folder
     precision = ws.precision(job.entry)
-    answers = {name: predict(model, iter(ws.held_out(name)), precision=precision) for name in ("calibration", "test")}
+    rows = {name: ws.held_out(name, job.entry.reads) for name in ("calibration", "test")}
+    answers = {name: predict(model, iter(batches), precision=precision) for name, batches in rows.items()}
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / WEIGHTS)
     details: dict[str, Any] = {

@@ -21,11 +21,13 @@ from pipeline.teachers.sklearn import ESTIMATOR
 from pipeline.teachers.torch import WEIGHTS
 from pipeline.train import Fitted, prepare, seeded
 from pipeline.views import UNLABELLED, Replayer, ViewLoader, with_wrong_labels, without_classes
-from stages import data
+from stages import data, teacher_files
 from stages.check import check_imported_teachers
 from stages.recipe import TeacherEntry
 from stages.show import progress, quick_scores
 from stages.workspace import Workspace, fold_model_name
+
+FILES = (WEIGHTS, ESTIMATOR, *teacher_files.FILES.values())  # what a teacher may be kept in
 
 
 def run(ws: Workspace) -> None:
@@ -45,12 +47,13 @@ def check(ws: Workspace) -> None:
             f"logits.folds: found {len(ws.folds)}; expected at most {rows}, the labelled train rows; lower it"
         )
     for entry in ws.recipe.teacher:
+        teacher_files.check_views(ws.plan, entry)
         for fold in (None, *ws.folds):
             shown_labels(ws, entry, fold)
 
 
 def ensure(ws: Workspace, entry: TeacherEntry, fold: int | None = None) -> Path:
-    """Return the folder of a finished teacher, or of its model without a fold, training it if need be."""
+    """Return the folder of a finished teacher, or of its model without a fold, training or copying it if need be."""
     folder = ws.teacher_folder(entry, fold)
     manifest = read_manifest(folder)
     if manifest is None:
@@ -96,7 +99,11 @@ def shown_labels(ws: Workspace, entry: TeacherEntry, fold: int | None = None) ->
 
 
 def _train(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path) -> dict[str, Any]:
-    model, replayer = build(ws, entry), ws.replayer.showing(shown_labels(ws, entry, fold))
+    if teacher_files.is_file(entry):
+        teacher_files.keep(ws, entry, folder)
+        return {"parameters": None, "history": []}
+    model = build(ws, entry)
+    replayer = ws.replayer_of(entry.reads).showing(shown_labels(ws, entry, fold))
     name = fold_model_name(entry.name, fold)
     if is_estimator(model):
         plain = [view for view in range(ws.plan.count) if not ws.plan.is_mixed("train", view)] or [0]
@@ -120,7 +127,7 @@ def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, replayer: Repla
         fitted = fit_torch(
             model,
             loader,
-            evaluate=lambda model: quick_scores(model, ws.held_out("calibration"), ws.precision(entry)),
+            evaluate=lambda model: quick_scores(model, ws.held_out("calibration", entry.reads), ws.precision(entry)),
             schedule=schedule,
             seed=entry.seed,
             where=f"teacher.{name}",
@@ -128,26 +135,31 @@ def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, replayer: Repla
             checkpoint=checkpoint,
             on_step=bar.to,
         )
-    TorchTeacher(model, [], ws.dataset.shape, precision=ws.precision(entry)).save(folder)
+    TorchTeacher(model, [], ws.shape(entry.reads), precision=ws.precision(entry)).save(folder)
     checkpoint.unlink(missing_ok=True)
     return fitted
 
 
 def build(ws: Workspace, entry: TeacherEntry) -> Any:
-    """Return a teacher's model, untrained: a module, or an estimator."""
-    build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.dataset.shape)
+    """Return a teacher's model, untrained: a module, or an estimator. Raises StillroomError for one of a file."""
+    if teacher_files.is_file(entry):
+        raise StillroomError(
+            f"teacher.{entry.name}: found a file where a model is built, as logits.max_gb does; expected one to train; "
+            f"leave max_gb out"
+        )
+    build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.shape(entry.reads))
     return seeded(lambda: build(where=f"teacher.{entry.name}", **entry.options), entry.seed)
 
 
 def _seal(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path, details: dict[str, Any]) -> Manifest:
     teacher = load(ws, entry, layers=[], fold=fold)
-    outputs = [teacher.predict(batch.inputs).logits.cpu() for batch in ws.held_out("calibration")]
+    outputs = [teacher.predict(batch.inputs).logits.cpu() for batch in ws.held_out("calibration", entry.reads)]
     logits, labels = torch.cat(outputs), torch.from_numpy(ws.plan.splits["calibration"].labels)
     manifest = Manifest(
         kind="teacher",
         name=fold_model_name(entry.name, fold),
         config=ws.teacher_config(entry, fold),
-        digests={name: file_digest(folder / name) for name in (WEIGHTS, ESTIMATOR) if (folder / name).exists()},
+        digests={name: file_digest(folder / name) for name in FILES if (folder / name).exists()},
         metrics={
             "calibration": classification_metrics(logits.log_softmax(-1), labels),
             "temperature": fit_temperature(logits, labels),
@@ -171,8 +183,10 @@ def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str], fold: int | N
                 f"{folder / name}: missing or other bytes than its manifest says; expected sha256 {wanted[:12]}; "
                 f"delete {folder} and run 'stillroom teachers' again"
             )
+    if teacher_files.is_file(entry):
+        return teacher_files.open_file(ws, entry, folder / teacher_files.FILES[entry.model])
     if (folder / ESTIMATOR).exists():
         package = entry.model.partition(":")[0].split(".")[0]
         return SklearnTeacher(load_sklearn(folder / ESTIMATOR, package=package), len(ws.classes))
     model = prepare(load_weights(build(ws, entry), folder / WEIGHTS), ws.device)
-    return TorchTeacher(model, layers, ws.dataset.shape, precision=ws.precision(entry))
+    return TorchTeacher(model, layers, ws.shape(entry.reads), precision=ws.precision(entry))

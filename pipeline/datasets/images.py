@@ -1,4 +1,4 @@
-"""Open data sets of pictures, by catalogue name or from a folder of classes.
+"""Data sets of pictures, of a catalogue entry or a folder of classes.
 
 A data set that fits the memory budget is decoded once into one uint8 tensor; beyond it pictures are decoded
 as they are read. Each picture goes through the same steps alone either way, so the bytes are the same.
@@ -6,18 +6,18 @@ as they are read. Each picture goes through the same steps alone either way, so 
 
 import hashlib
 import json
-import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from pipeline.datasets.catalog import Entry, fetch, find_entry, read_catalog
-from pipeline.datasets.digests import digest_arrays, digest_files
+from pipeline.datasets.catalog import Entry, fetch
+from pipeline.datasets.digests import digest_arrays, digest_files, sha256_of
 from pipeline.datasets.folders import (
     UNLABELLED,
     check_test_classes,
@@ -39,6 +39,8 @@ class ImageDataset:
 
     labels: int64 [N], -1 where there is none; official_test: int64 ids; shape: (C, H, W) of what `read` gives.
     picture(i): uint8 [C, H, W]; digest_all(): uint64 [N]; pixels: uint8 [N, C, H, W] once held in memory.
+    units: [N], what must stay in one split has one value, None where samples are their own; made_by: what else than
+    PICTURE_VERSION says how source bytes became pictures.
     """
 
     name: str
@@ -49,6 +51,8 @@ class ImageDataset:
     picture: Callable[[int], torch.Tensor]
     digest_all: Callable[[], np.ndarray]
     pixels: torch.Tensor | None = None
+    units: np.ndarray | None = None
+    made_by: Mapping[str, Any] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -64,6 +68,23 @@ class ImageDataset:
         if self.pixels is not None:
             return self.pixels.index_select(0, torch.from_numpy(ids))
         return self._decode(ids)
+
+    def fit(self, ids: np.ndarray) -> "ImageDataset":
+        """Return self: what a model reads of a picture is fitted on no other."""
+        return self
+
+    def reading(self, name: str | None) -> "ImageDataset":
+        """Return self. Raises StillroomError for a name: pictures have one input, which has none."""
+        if name is not None:
+            raise StillroomError(
+                f"{self.name}: found input {name!r}; expected none, for pictures have one; leave reads out"
+            )
+        return self
+
+    def input_config(self, name: str | None) -> dict[str, Any]:
+        """Return {}: the data set's fingerprint says how pictures are made. Raises StillroomError for a name."""
+        self.reading(name)
+        return {}
 
     def hold_in_memory(self, memory_budget: int) -> "ImageDataset":
         """Decode everything now if it takes at most memory_budget bytes; return self."""
@@ -85,6 +106,7 @@ class ImageDataset:
             "official_test": sha256_of(self.official_test),
             "digests": sha256_of(self._digests),
             "picture_version": PICTURE_VERSION,
+            **self.made_by,
         }
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
@@ -100,43 +122,19 @@ class ImageDataset:
         return pictures
 
 
-def open_dataset(
-    name_or_folder: str,
-    raw: Path,
-    *,
-    size: int | None = None,
-    channels: int | None = None,
-    memory_budget: int = 4 << 30,
+def open_pictures(
+    name: str, entry: Entry, raw: Path, catalog: Mapping[str, Entry], size: int | None, channels: int | None
 ) -> ImageDataset:
-    """Return the data set of a catalogue name (fetched into raw if need be) or of a folder.
-
-    A folder holds `<class>/*.png` or `train/<class>/` and `test/<class>/`; pictures in `_unlabelled` have
-    label -1. Pictures are resized and centre-cropped to size x size, and turned to 1 or 3 channels.
-    Raises StillroomError for an unknown name, a folder that is no data set, or a picture that cannot be decoded.
-    """
-    if channels not in (None, 1, 3):
-        raise StillroomError(
-            f"{name_or_folder}: channels = {channels!r}; expected 1 or 3; leave it out to have it found"
-        )
-    if size is not None and size < 1:
-        raise StillroomError(
-            f"{name_or_folder}: size = {size!r}; expected at least 1 pixel; leave it out to keep sizes"
-        )
-    catalog = read_catalog()
-    if name_or_folder not in catalog and (
-        "/" in name_or_folder or os.sep in name_or_folder or Path(name_or_folder).is_dir()
-    ):
-        dataset = open_folder(Path(name_or_folder), Path(raw), size, channels)
-        return dataset.hold_in_memory(memory_budget)
-    entry = find_entry(name_or_folder, catalog)
-    pixels, labels = FORMATS[entry.format](fetch(name_or_folder, Path(raw), catalog=catalog), entry)
-    return from_arrays(name_or_folder, entry, pixels, labels, size, channels).hold_in_memory(memory_budget)
+    """Return the pictures of a catalogue entry, fetched into raw if need be."""
+    pixels, labels = FORMATS[entry.format](fetch(name, raw, catalog=catalog), entry)
+    return from_arrays(name, entry, pixels, labels, size, channels)
 
 
 def from_arrays(
     name: str, entry: Entry, pixels: np.ndarray, labels: np.ndarray, size: int | None, channels: int | None
 ) -> ImageDataset:
     """Return a data set of pixels uint8 [N, C, H, W] and labels [N], the test samples after the training ones."""
+    assert entry.shape is not None
     shape = (channels or entry.shape[0], size or entry.shape[1], size or entry.shape[2])
     return ImageDataset(
         name=name,
@@ -155,13 +153,13 @@ def read_idx(folder: Path, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     paths = {(file.split, file.holds): folder / file.name for file in entry.files}
     images = [np.fromfile(paths[split, "images"], np.uint8, offset=16) for split in entry.samples]
     labels = [np.fromfile(paths[split, "labels"], np.uint8, offset=8) for split in entry.samples]
-    return np.concatenate(images).reshape(-1, *entry.shape), np.concatenate(labels)
+    return np.concatenate(images).reshape(-1, *(entry.shape or ())), np.concatenate(labels)
 
 
 def read_pixels_csv(folder: Path, entry: Entry) -> tuple[np.ndarray, np.ndarray]:
     """Return pixels uint8 [N, C, H, W] and labels [N] of a table whose last column is the label."""
     table = np.loadtxt(folder / entry.files[0].name, delimiter=",", dtype=np.uint8)
-    return np.ascontiguousarray(table[:, :-1]).reshape(-1, *entry.shape), table[:, -1]
+    return np.ascontiguousarray(table[:, :-1]).reshape(-1, *(entry.shape or ())), table[:, -1]
 
 
 FORMATS: dict[str, Callable[[Path, Entry], tuple[np.ndarray, np.ndarray]]] = {
@@ -197,8 +195,3 @@ def open_folder(folder: Path, raw: Path, size: int | None, channels: int | None)
 def fitted_picture(pixels: torch.Tensor, shape: tuple[int, int, int], i: int) -> torch.Tensor:
     """Return picture i of pixels [N, C, H, W] in another shape."""
     return fit(with_channels(pixels[i], shape[0]), *shape[1:])
-
-
-def sha256_of(array: np.ndarray) -> str:
-    """Return the sha256 of an integer array's values, in the same byte order on every machine."""
-    return hashlib.sha256(np.ascontiguousarray(array).astype("<u8").tobytes()).hexdigest()

@@ -65,7 +65,7 @@ def _check_samples(targets: Store, plan: ViewPlan, samples: Identified) -> None:
     except IndexError:
         is_there = False
     else:
-        is_there = len(plan.mean) == samples.shape[0]
+        is_there = not plan.mean or len(plan.mean) == samples.shape[0]
     if not is_there:
         raise StaleStoreError(
             f"{targets.folder}: speaks of sample {last[0]} and pictures of {len(plan.mean)} channels; expected samples "

@@ -1,7 +1,7 @@
 """Models by name: a small zoo, torchvision's, and the user's own by import path; and a tap for their features."""
 
 from pipeline.models.ensembles import JoinedMembers, Members
-from pipeline.models.resolve import build_model, check_model, is_estimator
+from pipeline.models.resolve import build_model, check_model, is_estimator, model_options
 from pipeline.models.soft_estimators import SoftTargetEstimator
 from pipeline.models.taps import FeatureTap, feature_widths
 from pipeline.models.tree import SoftTree
@@ -36,4 +36,5 @@ __all__ = [
     "count_parameters",
     "feature_widths",
     "is_estimator",
+    "model_options",
 ]

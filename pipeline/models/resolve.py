@@ -92,6 +92,15 @@ def check_model(spec: str, options: Mapping[str, Any], where: str) -> list[str]:
     return option_faults(spec, builder, options, where)
 
 
+def model_options(spec: str, options: Mapping[str, Any], where: str) -> list[str]:
+    """Return the options that a model names, as far as they are known; none of one that isn't there."""
+    try:
+        parameters = known_parameters(spec, find_builder(spec, where), options, where)
+    except StillroomError:
+        return []
+    return [name for name, parameter in parameters.items() if is_keyword(parameter)]
+
+
 def is_regressor(model: object) -> bool:
     """Return whether this is a scikit-learn estimator that predicts numbers: an instance with `fit` and `predict`."""
     return not isinstance(model, type) and all(callable(getattr(model, name, None)) for name in ("fit", "predict"))

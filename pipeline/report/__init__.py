@@ -1,7 +1,7 @@
 """Reports: rows for machines, one self-contained page for people. Knows values and manifests, no recipe."""
 
 from pipeline.report.choices import LossTable, SweepTable, ensemble_tables, listed, loss_table, sweep_table
-from pipeline.report.contents import Report
+from pipeline.report.contents import Report, Sample
 from pipeline.report.facts import facts
 from pipeline.report.page import is_current, render, sources_digest
 from pipeline.report.parts import (
@@ -14,6 +14,7 @@ from pipeline.report.parts import (
     student_answers,
     student_part,
     teacher_part,
+    with_more,
 )
 from pipeline.report.summary import DISHONEST, headline_text, title_of
 from pipeline.report.teaching import Teaching, teaching_of
@@ -26,6 +27,7 @@ __all__ = [
     "Member",
     "Part",
     "Report",
+    "Sample",
     "SweepTable",
     "Teaching",
     "Tree",
@@ -47,4 +49,5 @@ __all__ = [
     "teaching_of",
     "title_of",
     "tree_of",
+    "with_more",
 ]

@@ -13,6 +13,8 @@ from pipeline.report.summary import DISHONEST
 from pipeline.report.teaching import Teaching
 from pipeline.report.tree import Tree
 
+Sample = np.ndarray | str  # what is shown of a row: a picture uint8 [C, H, W], or a record in words
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -20,8 +22,8 @@ class Report:
 
     `members` answer on the test rows of `labels` int64 [N]: teachers, fusions, then students and hard labels of one
     seed. `fusion` is that of the first student; `disagreement` maps every fusion to its teachers' divergence on
-    train rows. `pixels` and `train_pixels` return uint8 [B, C, H, W] of test positions, and of train positions as
-    view 0 shows them. `strategies` are the details of a league's manifest. Students of `sweeps` have rows as others do.
+    train rows. `samples` and `train_samples` return what is shown of test positions, and of train positions as view 0
+    has them. `strategies` are the details of a league's manifest. Students of `sweeps` have rows as others do.
     """
 
     recipe: str
@@ -34,11 +36,11 @@ class Report:
     fusion: str | None
     best_teacher: str | None
     disagreement: Mapping[str, np.ndarray]
-    pixels: Callable[[np.ndarray], np.ndarray]
+    samples: Callable[[np.ndarray], Sequence[Sample]]
     costs: Sequence[Cost]
     facts: Mapping[str, Sequence[tuple[str, str]]]
     teaching: Teaching | None = None
-    train_pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    train_samples: Callable[[np.ndarray], Sequence[Sample]] | None = None
     strategies: Mapping[str, Any] | None = None
     sweeps: Sequence[SweepTable] = ()
     ensembles: Sequence[EnsembleTable] = ()

@@ -4,8 +4,9 @@ The rows are a contract: other tools read them. Answers are reduced to a class a
 are read, so that a report on a thousand classes fits in memory.
 """
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from pipeline.errors import CorruptBlockError
 from pipeline.lineage import Manifest, file_digest, fingerprint, read_manifest
-from pipeline.metrics import reliability_curve
+from pipeline.metrics import auroc, group_gap, reliability_curve
 
 METRICS = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier")
 STUDENT = "student"
+MOST_AREAS = 100  # classes, each of which sorts all rows
 
 
 @dataclass(frozen=True)
@@ -122,6 +124,20 @@ def student_part(
         "rows": details["rows"],
     }
     return Part(row, folder, details["history"], student)
+
+
+def with_more(part: Part, log_probs: Tensor, labels: Tensor, groups: Sequence[str] | None) -> Part:
+    """Return a part whose row has what else its answers on the test rows, [N, C] and [N], tell.
+
+    `auroc`, where there are not too many classes for it; the `group_gap` of accuracy between `groups` of rows.
+    """
+    more: dict[str, float] = {}
+    if log_probs.shape[-1] <= MOST_AREAS:
+        more["auroc"] = auroc(log_probs, labels)
+    if groups is not None:
+        more["group_gap"] = group_gap(log_probs, labels, groups)
+    known = {name: value for name, value in more.items() if not math.isnan(value)}
+    return replace(part, row={**part.row, **known})
 
 
 def student_answers(folder: Path, split: str = "test") -> Tensor:

@@ -8,7 +8,7 @@ import numpy as np
 
 from pipeline.report.cases import choose_cases
 from pipeline.report.choices import SweepTable
-from pipeline.report.contents import Report
+from pipeline.report.contents import Report, Sample
 from pipeline.report.parts import Cost, Member
 from pipeline.report.summary import Entry
 from pipeline.report.teaching import Choice, Example, Teaching
@@ -55,21 +55,20 @@ def teaching(report: Report) -> dict[str, Any] | None:
 
 
 def _examples(report: Report, found: Teaching, shown: set[int]) -> list[dict[str, Any]]:
-    if report.train_pixels is None or not found.examples:
+    if report.train_samples is None or not found.examples:
         return []
-    from pipeline.report.figures import picture
 
     names = {found.teachers[place] for place in shown}
-    pixels = report.train_pixels(np.array([example.position for example in found.examples]))
+    samples = report.train_samples(np.array([example.position for example in found.examples]))
     return [
         {
             "example": example,
-            "picture": picture(image),
+            **_shown(sample),
             "truth": report.classes[example.label] if example.label >= 0 else None,
             "answers": [_said(report, each, example) for each in example.teachers if each.name in names],
             "fused": _said(report, example.fused, example) | {"name": report.answering(found.fusion)},
         }
-        for example, image in zip(found.examples, pixels, strict=True)
+        for example, sample in zip(found.examples, samples, strict=True)
     ]
 
 
@@ -91,20 +90,27 @@ def cases(report: Report) -> list[dict[str, Any]]:
     chosen = choose_cases(teachers, fusion, student, report.labels, best=best)
     if not chosen:
         return []
-    from pipeline.report.figures import picture
-
-    pixels = report.pixels(np.array([case.position for case in chosen]))
+    samples = report.samples(np.array([case.position for case in chosen]))
     answering = [member for member in [*teachers, fusion, student] if member is not None]
     return [
         {
             "reason": case.reason,
             "position": case.position,
-            "picture": picture(image),
+            **_shown(sample),
             "truth": report.classes[report.labels[case.position]],
             "answers": [_answer(report, member, case.position) for member in answering],
         }
-        for case, image in zip(chosen, pixels, strict=True)
+        for case, sample in zip(chosen, samples, strict=True)
     ]
+
+
+def _shown(sample: Sample) -> dict[str, Any]:
+    """Return what a page shows of a sample: a picture as PNG, or the words of a record."""
+    if isinstance(sample, str):
+        return {"text": sample}
+    from pipeline.report.figures import picture
+
+    return {"picture": picture(sample)}
 
 
 def _answer(report: Report, member: Member, position: int) -> dict[str, Any]:
@@ -204,7 +210,7 @@ def trees(report: Report) -> list[dict[str, Any]]:
 
     found = []
     for tree in report.trees:
-        (pixels,), label = report.pixels(np.array([tree.position])), int(report.labels[tree.position])
+        pixels, label = np.asarray(report.samples(np.array([tree.position]))[0]), int(report.labels[tree.position])
         truth = report.classes[label] if label >= 0 else "no label"
         found.append(
             {

@@ -1,7 +1,19 @@
-"""Teachers: whatever answers on rows. One protocol for torch modules and scikit-learn estimators."""
+"""Teachers: whatever answers on rows. One protocol for torch, scikit-learn, ONNX files and anybody's predictions."""
 
 from pipeline.answers import Answers, Teacher
+from pipeline.teachers.onnx import OnnxTeacher
+from pipeline.teachers.predictions import Predictions, PredictionsTeacher
 from pipeline.teachers.sklearn import SklearnTeacher, fit_sklearn
 from pipeline.teachers.torch import TorchTeacher, fit_torch
 
-__all__ = ["Answers", "SklearnTeacher", "Teacher", "TorchTeacher", "fit_sklearn", "fit_torch"]
+__all__ = [
+    "Answers",
+    "OnnxTeacher",
+    "Predictions",
+    "PredictionsTeacher",
+    "SklearnTeacher",
+    "Teacher",
+    "TorchTeacher",
+    "fit_sklearn",
+    "fit_torch",
+]

@@ -21,7 +21,7 @@ class TorchTeacher:
 
     rows_at_once: int | None = None
 
-    def __init__(self, model: nn.Module, layers: Sequence[str], in_shape: tuple[int, int, int], *, precision: str):
+    def __init__(self, model: nn.Module, layers: Sequence[str], in_shape: tuple[int, ...], *, precision: str):
         self.model = model.eval()
         self.feature_widths: Mapping[str, int] = feature_widths(model, layers, in_shape) if layers else {}
         self._tap = FeatureTap(model, layers)
@@ -39,7 +39,7 @@ class TorchTeacher:
 
     @torch.inference_mode()
     def predict(self, inputs: Tensor) -> Answers:
-        """Return logits and pooled features: float32 [B, C, H, W] -> Answers, float32."""
+        """Return logits and pooled features of inputs [B, ...]: Answers, float32."""
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             logits, features = self._tap(inputs)
         return Answers(logits.float(), {name: values.float() for name, values in features.items()})

@@ -50,6 +50,7 @@ def make_splits(
     labelled: int | None,
     max_train: int | None = None,
     max_test: int | None = None,
+    units: np.ndarray | None = None,
     seed: int,
 ) -> dict[str, Split]:
     """Return the splits train, calibration and test of a data set: labels int64 [N], -1 where a sample has none.
@@ -57,6 +58,8 @@ def make_splits(
     `calibration` and `test` are shares of the labelled samples that could train, stratified; an official test split
     replaces the latter; `labelled` keeps that many train labels, stratified, and hides the rest. Train samples get
     their positions at random: data sets often lie in class order, and so would the windows a student streams through.
+    Samples with one value in `units` [N] are never in two splits: shares are of whole units then, drawn whatever their
+    classes, and train loses whatever, labelled or not, is of a unit that is held out.
 
     Raises: StillroomError when a split comes out empty or more labels are asked for than there are.
     """
@@ -68,10 +71,10 @@ def make_splits(
         if max_test is not None:
             held_out = _stratified(labels, held_out, max_test, seed, "test")
     else:
-        held_out = _share(labels, rest, test, seed, "test")
-    rest = np.setdiff1d(rest, held_out)
-    calibration_ids = _share(labels, rest, calibration, seed, "calibration")
-    train = np.setdiff1d(rest, calibration_ids)
+        held_out = _share(labels, rest, test, units, seed, "test")
+    rest = _without(rest, held_out, units)
+    calibration_ids = _share(labels, rest, calibration, units, seed, "calibration")
+    train = _without(rest, calibration_ids, units)
     train = train[permutation(seed, "split", "positions", size=len(train))]
     splits = {
         "train": Split(train, _visible_labels(labels, train, labelled, seed)),
@@ -87,10 +90,29 @@ def make_splits(
     return splits
 
 
-def _share(labels: np.ndarray, ids: np.ndarray, share: float, seed: int, stream: str) -> np.ndarray:
-    """Return a share of the labelled ids, stratified: of all ids it could take every label there is."""
+def _share(
+    labels: np.ndarray, ids: np.ndarray, share: float, units: np.ndarray | None, seed: int, stream: str
+) -> np.ndarray:
+    """Return a share of the labelled ids, for of all it could take every label there is: stratified, or whole units."""
     labelled = ids[labels[ids] != UNLABELLED]
-    return _stratified(labels, labelled, round(share * len(labelled)), seed, stream)
+    count = round(share * len(labelled))
+    if units is None:
+        return _stratified(labels, labelled, count, seed, stream)
+    return _whole_units(units, labelled, count, seed, stream)
+
+
+def _whole_units(units: np.ndarray, ids: np.ndarray, count: int, seed: int, stream: str) -> np.ndarray:
+    """Return the ids of units at random, so many that they come nearest to `count` ids, sorted: int64 [about count]."""
+    _, inverse, sizes = np.unique(units[ids], return_inverse=True, return_counts=True)
+    order = permutation(seed, "split", stream, size=len(sizes))
+    reached = np.concatenate([[0], np.cumsum(sizes[order])])
+    return np.sort(ids[np.isin(inverse, order[: np.argmin(abs(reached - count))])])
+
+
+def _without(ids: np.ndarray, taken: np.ndarray, units: np.ndarray | None) -> np.ndarray:
+    """Return the ids that are not taken, nor of a unit that is, sorted."""
+    left = np.setdiff1d(ids, taken)
+    return left if units is None else left[~np.isin(units[left], units[taken])]
 
 
 def _visible_labels(labels: np.ndarray, train: np.ndarray, count: int | None, seed: int) -> np.ndarray:
@@ -124,7 +146,7 @@ class ViewPlan:
     """Which rows a run has and how each is made.
 
     `dataset` is the data set's fingerprint, `count` the views of a train sample (held-out samples have one, the
-    identity), `mean` and `std` the per-channel numbers that inputs are standardised with.
+    identity), `mean` and `std` the per-channel numbers that pictures are standardised with, none of records.
     """
 
     dataset: str

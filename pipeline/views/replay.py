@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, Self
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
@@ -16,16 +16,19 @@ from pipeline.views.transforms import as_float
 _PRIME = np.uint64(0x9E3779B97F4A7C15)
 
 
+Inputs = Any  # what a model reads: Tensor [B, ...], or list[str] of B texts
+
+
 class Samples(Protocol):
-    """What replay asks of a data set: pixels and 64-bit digests of their sources, by sample id."""
+    """What replay asks of a data set: inputs and 64-bit digests of their sources, by sample id."""
 
     @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of a sample."""
+    def shape(self) -> tuple[int, ...]:
+        """(C, H, W) of a picture; whatever another sample has, () of a text."""
         ...
 
-    def read(self, ids: np.ndarray) -> Tensor:
-        """Return uint8 [B, C, H, W]."""
+    def read(self, ids: np.ndarray) -> Inputs:
+        """Return uint8 [B, C, H, W] of pictures, else numbers [B, ...] or texts, as a model takes them."""
         ...
 
     def source_digests(self, ids: np.ndarray) -> np.ndarray:
@@ -37,15 +40,16 @@ class Samples(Protocol):
 class Batch:
     """Rows ready for a model. `labels` are -1 where hidden; partners and mix are None on views that are not mixed.
 
-    `inputs` float32 [B, C, H, W]; `labels`, `partner_labels` int64 [B]; `mix` float32 [B], the share of the row's
-    own label; `positions` int64 [B] within the split; `target_log_probs` [B, ..., C], or
-    those of some classes a row, when a target store is joined, `weights` float32 [B, T] those of its teachers;
+    `inputs` float32 [B, C, H, W] of pictures, of records what their input gives; `labels`, `partner_labels` int64 [B];
+    `mix` float32 [B], the share of the row's own label; `positions` int64 [B] within the split; `target_log_probs`
+    [B, ..., C], or those of some classes a row, when a target store is joined, `weights` float32 [B, T] those of its
+    teachers;
     `teacher_logits` float32 [T, B, ..., C] when the teachers' own stores are; `features` of each teacher by layer,
     float32 [B, D] ([B, 0] of one without it), `negatives` [n, D] of other rows. `whole` is the number of rows of the
     batch where several processes share it.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     labels: Tensor
     partner_labels: Tensor | None
     mix: Tensor | None
@@ -63,11 +67,15 @@ class Batch:
 
 
 class Replayer:
-    """Makes rows of a plan from the samples of its data set, on any device."""
+    """Makes rows of a plan from the samples of its data set, on any device.
+
+    Pictures are transformed, mixed and standardised as the plan says; a plan of records has no `mean`, and what their
+    input gives is passed on as it is.
+    """
 
     def __init__(self, plan: ViewPlan, samples: Samples, *, device: torch.device | str = "cpu"):
         self.plan, self.samples, self.device = plan, samples, torch.device(device)
-        shape = (1, -1, 1, 1)
+        shape = (1, len(plan.mean), 1, 1)
         self._mean = torch.tensor(plan.mean, device=self.device).view(shape)
         self._std = torch.tensor(plan.std, device=self.device).view(shape)
         self._labels = {name: torch.from_numpy(split.labels) for name, split in plan.splits.items()}
@@ -96,10 +104,14 @@ class Replayer:
             pixels, mix = self.plan.mix.apply(pixels, other, torch.from_numpy(parameters))
             partner_labels = labels[partners].to(self.device)
         own = labels[positions].to(self.device)
-        return Batch((pixels - self._mean) / self._std, own, partner_labels, mix, positions, view)
+        inputs = (pixels - self._mean) / self._std if self.plan.mean else pixels
+        return Batch(inputs, own, partner_labels, mix, positions, view)
 
-    def _transformed(self, split: str, view: int, ids: np.ndarray) -> Tensor:
-        images = self.samples.read(ids).to(self.device, non_blocking=True)
+    def _transformed(self, split: str, view: int, ids: np.ndarray) -> Inputs:
+        images = self.samples.read(ids)
+        if not isinstance(images, Tensor):
+            return images
+        images = images.to(self.device, non_blocking=True)
         drawn = self.plan.parameters(split, view, ids)
         for transform, parameters in zip(self.plan.transforms, drawn, strict=False):
             images = transform.apply(images, torch.from_numpy(parameters))

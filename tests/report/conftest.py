@@ -118,7 +118,7 @@ def make_report(parts: list[Part], tmp_path: Path) -> Callable[..., Report]:
             "fusion": "mean",
             "best_teacher": "a",
             "disagreement": {"mean": np.linspace(0, 0.5, 40, dtype=np.float32)},
-            "pixels": lambda positions: np.full((len(positions), 1, 8, 8), 128, np.uint8),
+            "samples": lambda positions: np.full((len(positions), 1, 8, 8), 128, np.uint8),
             "costs": [Cost("logits", "a", tmp_path, 6.0), Cost("logits", "b", tmp_path, None)],
             "facts": {"Data": [("classes", str(classes))]},
         }

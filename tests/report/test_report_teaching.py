@@ -123,7 +123,7 @@ def test_a_teacher_without_its_store_is_left_out_of_the_examples_alone(stores: A
 
 def test_the_page_shows_these_numbers(make_report: MakeReport, stores: Any) -> None:
     found = teaching_of("mean", stores.targets, {store.name: store for store in stores.teachers})
-    page = section(render(make_report(classes=3, teaching=found, train_pixels=pixels)))
+    page = section(render(make_report(classes=3, teaching=found, train_samples=pixels)))
     teachers, classes, *examples = tables(page)
     assert [row[:3] for row in teachers[1:]] == [
         [name, f"{found.mean_weights[place] * 100:.1f}", f"{found.leads[place] * 100:.1f}"]
@@ -153,7 +153,7 @@ def test_the_page_shows_these_numbers(make_report: MakeReport, stores: Any) -> N
 
 def test_corrected_rows_are_told_where_there_are_any(make_report: MakeReport) -> None:
     for share in (0.0, 0.125):
-        page = section(render(make_report(teaching=made_up(3, 3, corrected=share), train_pixels=pixels)))
+        page = section(render(make_report(teaching=made_up(3, 3, corrected=share), train_samples=pixels)))
         assert ("12.5 % of rows are corrected by their label" in page) == (share > 0)
         assert ("corrected" in page) == (share > 0)
 
@@ -161,7 +161,7 @@ def test_corrected_rows_are_told_where_there_are_any(make_report: MakeReport) ->
 @pytest.mark.parametrize(("num_teachers", "classes"), [(1, 2), (2, 2), (12, 10), (3, 30), (20, 1000)])
 def test_few_and_many_teachers_and_classes(make_report: MakeReport, num_teachers: int, classes: int) -> None:
     found = made_up(num_teachers, classes)
-    page = section(render(make_report(classes=classes, teaching=found, train_pixels=pixels)))
+    page = section(render(make_report(classes=classes, teaching=found, train_samples=pixels)))
     teachers, by_class, example = tables(page)
     heaviest = sorted(range(num_teachers), key=lambda place: -found.mean_weights[place])[:12]
     assert [row[0] for row in teachers[1:]] == [f"t{place}" for place in sorted(heaviest)]
@@ -208,7 +208,7 @@ def test_a_fusion_fitted_on_train_rows_is_marked_in_every_table(make_report: Mak
         return [" ".join(row) for table in tables(page) for row in table if any(DISHONEST in cell for cell in row)]
 
     cost = [Cost("fuse", "mean", parts[0].folder, 1.0)]
-    report = make_report(teaching=made_up(2, 3), train_pixels=pixels, costs=cost)
+    report = make_report(teaching=made_up(2, 3), train_samples=pixels, costs=cost)
     assert marked(render(report)) == []
     changed = [
         replace(part, row={**part.row, "honest": False}) if part.row["kind"] == "fusion" else part for part in parts

@@ -48,11 +48,14 @@ def test_commented_recipe_shows_every_key():
     from stages.recipe import Recipe
 
     def shown(model, table):
-        return {key for key in model.model_fields if key in table or f"# {key} = " in text}
+        return {key for key in model.model_fields if key in table or f"# {key} = " in text or f"# [[{key}]]" in text}
 
     assert shown(Recipe, document) == set(Recipe.model_fields)
     for section in ("data", "views", "logits"):
         assert shown(SECTIONS[section], document[section]) == set(SECTIONS[section].model_fields), section
+    lines = text[text.index("# [[input]]") :].split("\n\n")[0].splitlines()
+    commented = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))
+    assert shown(SECTIONS["input"], commented["input"][0]) == set(SECTIONS["input"].model_fields)
     for section in ("teacher", "fusion", "student"):
         table = {key for entry in document[section] for key in entry}
         assert shown(SECTIONS[section], table) == set(SECTIONS[section].model_fields), section
@@ -64,7 +67,7 @@ def test_commented_recipe_shows_every_key():
     [
         ('name = "mnist-5k"', 'name = "mnist"', r"data\.name: unknown data set 'mnist'.*'mnist-5k'"),
         ('name = "mnist-5k"', 'nam = "mnist-5k"', r"data\.nam: unknown key 'nam'.*did you mean 'name'"),
-        ('name = "mnist-5k"', 'name = "mnist-5k"\nfolder = "x"', r"data: found both of name and folder"),
+        ('name = "mnist-5k"', 'name = "mnist-5k"\nfolder = "x"', r"data: found name and folder; expected exactly one"),
         ('model = "mlp"\nwidth', 'model = "mpl"\nwidth', r"teacher\.a: unknown model 'mpl'.*'mlp'"),
         ("width = 8", "widht = 8", r"teacher\.a \(mlp\): unknown option 'widht'.*'width'"),
         ("width = 8", "epocs = 8", r"teacher\.a: unknown key 'epocs'; expected 'epochs'"),

@@ -1,0 +1,76 @@
+"""What a model may read of a record: one file a kind. A kind is a frozen dataclass whose fields are its recipe keys.
+
+Change what `read` gives and raise `version`: models that read the former are then other models.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, fields
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from pipeline.datasets.catalog import encoders
+from pipeline.datasets.inputs.contract import Fitted, Input
+from pipeline.datasets.inputs.embedding import Embedding, encoder_sha256
+from pipeline.datasets.inputs.table import Table
+from pipeline.datasets.inputs.text import Text
+from pipeline.datasets.inputs.words import Words
+from pipeline.errors import StillroomError, near_names, unknown_name
+
+InputSpecs = Mapping[str, Mapping[str, Any]]  # by name: {"kind": ..., and the kind's options}
+
+__all__ = ["INPUTS", "Fitted", "Input", "InputSpecs", "config_of", "parse_input"]
+
+INPUTS: dict[str, type] = {"text": Text, "words": Words, "table": Table, "embedding": Embedding}
+
+
+def parse_input(name: str, spec: Mapping[str, Any], columns: Sequence[str]) -> Input:
+    """Return the input that a table such as `{kind = "words", length = 48}` names, of records with these columns.
+
+    Raises StillroomError for an unknown kind, option or column (with near names) or an option out of range.
+    """
+    where, kind = f"input.{name}", spec.get("kind")
+    if not isinstance(kind, str) or kind not in INPUTS:
+        raise unknown_name(f"{where}.kind", "kind of input", str(kind), INPUTS)
+    options = {key: value for key, value in spec.items() if key != "kind"}
+    known = [each.name for each in fields(INPUTS[kind])]
+    for key in options:
+        if key not in known:
+            raise StillroomError(
+                f"{where}: {kind} found option {key!r}; expected only its own; {near_names(str(key), known)}"
+            )
+    try:
+        made: Any = TypeAdapter(INPUTS[kind]).validate_python(options)
+    except ValidationError as error:
+        raise StillroomError("\n".join(_fault(where, each) for each in error.errors())) from error
+    _check_columns(where, made, columns)
+    if isinstance(made, Embedding) and made.encoder not in encoders():
+        raise unknown_name(f"{where}.encoder", "encoder", made.encoder, encoders())
+    return made
+
+
+def _fault(where: str, error: Any) -> str:
+    expected = error["msg"].replace("Input should be", "expected", 1)
+    return f"{where}.{error['loc'][0]}: found {error['input']!r}; {expected}; correct it"
+
+
+def _check_columns(where: str, made: Input, columns: Sequence[str]) -> None:
+    for option in made.naming:
+        named = getattr(made, option)
+        if option == "columns" and not named:
+            raise StillroomError(f"{where}.columns: found none; expected at least one; {near_names('', columns)}")
+        for column in () if isinstance(named, str) else named:
+            if column not in columns:
+                raise StillroomError(
+                    f"{where}.{option}: found {column!r}; expected one of {len(columns)} columns; "
+                    f"{near_names(column, columns)}"
+                )
+
+
+def config_of(made: Input) -> dict[str, Any]:
+    """Return what an input is made from, as JSON: its kind, version, every option, and the weights of an encoder."""
+    kind = next(name for name, each in INPUTS.items() if type(made) is each)
+    weights = {"encoder_sha256": encoder_sha256(made.encoder)} if isinstance(made, Embedding) else {}
+    options = json.loads(json.dumps(asdict(made)))  # type: ignore[call-overload]  # tuples become lists, as on disk
+    return {"kind": kind, "version": made.version, **options, **weights}

@@ -1,0 +1,164 @@
+"""One's own table as a data set of records: .csv, .tsv, .jsonl or .parquet, a row a sample."""
+
+import json
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from pipeline.datasets.columns import as_texts
+from pipeline.datasets.frames import read_csv
+from pipeline.datasets.inputs import InputSpecs
+from pipeline.datasets.records import RecordDataset
+from pipeline.errors import StillroomError, unknown_name
+
+MOST_CLASSES = 1000
+TEST_VALUES = {"0": False, "1": True, "0.0": False, "1.0": True, "false": False, "true": True} | {
+    "train": False,
+    "test": True,
+}
+
+
+def read_jsonl(path: Path) -> pd.DataFrame:
+    """Return the table of a file with a JSON object a line; pandas would take some texts for dates."""
+    rows = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.strip()]
+    if not all(isinstance(row, dict) for row in rows):
+        raise ValueError("a line is no JSON object")
+    return pd.DataFrame(rows)
+
+
+FILES: dict[str, Callable[[Path], pd.DataFrame]] = {
+    ".csv": read_csv,
+    ".tsv": partial(read_csv, separator="\t"),
+    ".jsonl": read_jsonl,
+    ".parquet": pd.read_parquet,
+}
+
+
+def open_table(
+    path: Path,
+    raw: Path,
+    *,
+    label: str,
+    drop: Sequence[str] = (),
+    text: Sequence[str] = (),
+    groups: str | None = None,
+    test: str | Path | None = None,
+    inputs: InputSpecs | None = None,
+    memory_budget: int = 4 << 30,
+) -> RecordDataset:
+    """Return the records of a file, whose classes are the distinct values of the column `label`, sorted.
+
+    A record without a label has -1. `drop` names columns that no model may read, `text` those of words, `groups` one
+    of subgroups (a model reads it, too, unless it is dropped). `test` is a column that says which records are the test
+    (true or false, 1 or 0, "test" or "train"), or a second file of them. The inputs are "table" over all columns but
+    those of words, then "text" and "words" over these, and `inputs`, which add to them or replace one of that name.
+    Raises StillroomError for a file that cannot be read, an unknown column, or labels that are no classes.
+    """
+    path = Path(path)
+    frame, is_test = _with_test(path, test)
+    for kind, names in {"label": [label], "drop": drop, "text": text, "groups": [groups] if groups else []}.items():
+        for name in names:
+            if name not in frame:
+                raise unknown_name(f"{path}: {kind}", "column", name, frame)
+    classes, labels = _classes(path, frame[label], is_test)
+    unseen = {label, *drop, test if isinstance(test, str) else label}
+    columns = [name for name in frame if name not in unseen]
+    if not columns:
+        raise StillroomError(f"{path}: found no column but those left out; expected one to learn from; drop fewer")
+    return RecordDataset(
+        name=path.stem,
+        frame=frame[[name for name in frame if name in columns or name == groups]],
+        classes=classes,
+        labels=labels,
+        official_test=np.flatnonzero(is_test),
+        inputs={**default_inputs(columns, text), **(inputs or {})},
+        raw=Path(raw),
+        groups=groups,
+        unread=(groups,) if groups in unseen and groups is not None else (),
+        memory_budget=memory_budget,
+    )
+
+
+def default_inputs(columns: Sequence[str], text: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Return the inputs of a table: a vector of its columns, and words of those that hold texts."""
+    texts = [name for name in text if name in columns]
+    inputs: dict[str, dict[str, Any]] = {}
+    if set(columns) - set(texts):
+        inputs["table"] = {"kind": "table", "drop": texts}
+    if texts:
+        inputs |= {"text": {"kind": "text", "columns": texts}, "words": {"kind": "words", "columns": texts}}
+    return inputs
+
+
+def read_file(path: Path) -> pd.DataFrame:
+    """Return a file's table, its columns named by text. Raises StillroomError for one that cannot be read."""
+    if path.suffix.lower() not in FILES:
+        raise StillroomError(f"{path}: found {path.suffix!r}; expected one of {', '.join(FILES)}; convert the table")
+    try:
+        frame = FILES[path.suffix.lower()](path)
+    except ImportError as error:
+        raise StillroomError(
+            f"{path}: found no package that reads .parquet; expected pyarrow; run pip install pyarrow"
+        ) from error
+    except (OSError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise StillroomError(f"{path}: cannot be read ({reason}); expected a table; mend or replace it") from error
+    return frame.rename(columns=str)
+
+
+def _with_test(path: Path, test: str | Path | None) -> tuple[pd.DataFrame, np.ndarray]:
+    """Return all records, those of a second file last, and which are of the test: bool [N]."""
+    frame = read_file(path)
+    if test is None:
+        return frame, np.zeros(len(frame), bool)
+    if isinstance(test, str) and test in frame:
+        return frame, _truths(path, frame[test])
+    if not Path(test).is_file():
+        raise unknown_name(f"{path}: test", "column or file", str(test), frame)
+    other = read_file(Path(test))
+    if sorted(other) != sorted(frame):
+        odd = sorted(set(other) ^ set(frame))
+        raise StillroomError(f"{test}: found other columns than {path} ({odd}); expected the same; mend one of them")
+    both = pd.concat([frame, other[list(frame)]], ignore_index=True)
+    return both, np.arange(len(both)) >= len(frame)
+
+
+def _truths(path: Path, column: pd.Series) -> np.ndarray:
+    values = [str(value).lower() for value in as_texts(column)]
+    for value in values:
+        if value not in TEST_VALUES:
+            raise StillroomError(
+                f"{path}: {column.name}: found {value!r}; expected true or false, 1 or 0, test or train; mend it"
+            )
+    return np.array([TEST_VALUES[value] for value in values], dtype=bool)
+
+
+def _classes(path: Path, column: pd.Series, is_test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+    """Return the classes of the train records, sorted, numbers by their size, and all labels int64 [N]."""
+    values = np.array([None if value is None else _class_name(value) for value in as_texts(column)], dtype=object)
+    where = f"{path}: {column.name}"
+    classes = tuple(sorted({value for value in values[~is_test] if value is not None}, key=_by_size))
+    if not 2 <= len(classes) <= MOST_CLASSES:
+        raise StillroomError(
+            f"{where}: found {len(classes)} distinct values; expected 2 to {MOST_CLASSES} classes; name another label"
+        )
+    places: dict[str | None, int] = {name: label for label, name in enumerate(classes)}
+    for value in values:
+        if value is not None and value not in places:
+            raise unknown_name(where, "class in the test", value, classes)
+    return classes, np.array([places.get(value, -1) for value in values], dtype=np.int64)
+
+
+def _class_name(value: str) -> str:
+    return value.removesuffix(".0")  # whole numbers become 1.0 when one of them is missing
+
+
+def _by_size(value: str) -> tuple[float, str]:
+    try:
+        return float(value), value
+    except ValueError:
+        return float("inf"), value

@@ -1,0 +1,201 @@
+"""A recipe's data on this machine: its samples, the view plan, and rows ready for a model."""
+
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from pipeline.datasets import ImageDataset, RecordDataset, open_dataset, open_table
+from pipeline.errors import StillroomError
+from pipeline.views import (
+    Batch,
+    Replayer,
+    ViewPlan,
+    assign_folds,
+    make_splits,
+    out_of_fold,
+    parse_mix,
+    parse_transforms,
+    with_out_of_fold,
+)
+from stages.ids import IDS, SampleIds
+from stages.recipe import Recipe
+
+STANDARDISED_OVER = 10_000  # train pictures that mean and std are taken over
+
+
+class Rows:
+    """The rows of a recipe's plan, as each of its models reads them."""
+
+    def __init__(self, recipe: Recipe, root: Path):
+        self.recipe, self.root = recipe, root
+        self._replayers: dict[str | None, Replayer] = {}
+        self._held_out: dict[tuple[str, str | None], list[Batch]] = {}
+
+    @cached_property
+    def device(self) -> torch.device:
+        """The first GPU, or the CPU."""
+        return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+    # -- samples ----------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def dataset(self) -> ImageDataset | RecordDataset:
+        """The data set, fetched if need be."""
+        data, raw = self.recipe.data, self.root / "raw"
+        inputs = {entry.name: {"kind": entry.kind, **entry.options} for entry in self.recipe.input}
+        if data.table is not None:
+            return open_table(
+                _file(data.table),
+                raw,
+                label=str(data.label),
+                drop=data.drop,
+                text=data.text,
+                groups=data.groups,
+                inputs=inputs,
+            )
+        return open_dataset(
+            data.name or _folder(str(data.folder)),
+            raw,
+            size=data.size,
+            channels=data.channels,
+            memory_budget=int(data.memory_gb * 2**30),
+            inputs=inputs or None,
+        )
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """The classes, in the order of the last axis."""
+        return self.dataset.classes
+
+    def samples(self, reads: str | None = None) -> Any:
+        """Return the samples as a model that reads this input sees them; pictures have one input, None, besides ids."""
+        return SampleIds(self.dataset) if reads == IDS else self._fitted.reading(reads)
+
+    def shape(self, reads: str | None = None) -> tuple[int, ...]:
+        """Return the shape of a sample of an input: (C, H, W) of a picture, (L,) of words, () of text."""
+        return tuple(self.samples(reads).shape)
+
+    @cached_property
+    def _fitted(self) -> Any:
+        return self.dataset.fit(self.plan.splits["train"].ids)
+
+    # -- rows -------------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def plan(self) -> ViewPlan:
+        """The view plan of the recipe."""
+        data, dataset = self.recipe.data, self.dataset
+        splits = make_splits(
+            dataset.labels,
+            dataset.official_test,
+            calibration=data.calibration,
+            test=data.test,
+            labelled=data.labelled,
+            max_train=data.max_train,
+            max_test=data.max_test,
+            units=dataset.units,
+            seed=self.recipe.seed,
+        )
+        mean: tuple[float, ...] = ()
+        std: tuple[float, ...] = ()
+        if isinstance(dataset, ImageDataset):
+            count, (mean, std) = self.recipe.views.count, _standardisation(dataset, splits["train"].ids)
+        else:
+            count = self._one_view()
+        views = self.recipe.views
+        return ViewPlan(
+            dataset=dataset.fingerprint,
+            splits=splits,
+            count=count,
+            transforms=parse_transforms(views.transforms),
+            mix=None if views.mix is None else parse_mix(views.mix, views.count),
+            seed=self.recipe.seed,
+            mean=mean,
+            std=std,
+        )
+
+    def _one_view(self) -> int:
+        """Return the one view that records have. Raises: StillroomError where the recipe asks for others."""
+        views = self.recipe.views
+        asked = [name for name in ("count", "transforms", "mix") if name in views.model_fields_set]
+        if (asked and views.count > 1) or views.transforms or views.mix is not None:
+            raise StillroomError(
+                f"views: found {', '.join(asked)}; expected none, for {self.dataset.name} is of records, and views are "
+                f"of pictures; leave [views] out"
+            )
+        return 1
+
+    @property
+    def folds(self) -> range:
+        """The folds that each teacher is also trained without, none unless the recipe asks for them."""
+        return range(self.recipe.logits.folds or 0)
+
+    @cached_property
+    def fold_of(self) -> np.ndarray:
+        """The fold of each labelled train row: uint8 [N]."""
+        return assign_folds(out_of_fold(self.plan.splits["train"]).labels, len(self.folds), self.recipe.seed)
+
+    @property
+    def replayer(self) -> Replayer:
+        """Rows of the plan, on the device, as models read them that name no input."""
+        return self.replayer_of(None)
+
+    def replayer_of(self, reads: str | None) -> Replayer:
+        """Return rows of the plan as a model that reads this input sees them; with folds, rows out of fold, too."""
+        if reads not in self._replayers:
+            plan = with_out_of_fold(self.plan) if self.folds else self.plan
+            make = IdReplayer if reads == IDS else Replayer
+            self._replayers[reads] = make(plan, self.samples(reads), device=self.device)
+        return self._replayers[reads]
+
+    def held_out(self, split: str, reads: str | None = None, batch_size: int = 1000) -> list[Batch]:
+        """Return a held-out split as batches, made once for each input."""
+        if (split, reads) not in self._held_out:
+            order = np.arange(len(self.plan.splits[split]))
+            cuts = np.array_split(order, max(1, -(-len(order) // batch_size)))
+            replayer = self.replayer_of(reads)
+            self._held_out[split, reads] = [replayer.batch(split, 0, rows) for rows in cuts]
+        return self._held_out[split, reads]
+
+
+class IdReplayer(Replayer):
+    """Rows of a plan by their samples' ids: the rows and digests of any replayer, inputs that no view changes."""
+
+    def batch(self, split: str, view: int, positions: np.ndarray) -> Batch:
+        """Return rows: int64 positions [B] within the split -> Batch whose inputs are int64 [B]."""
+        ids = self.samples.read(self.plan.splits[split].ids[positions])
+        labels = self._labels[split][positions].to(self.device)
+        return Batch(ids, labels, partner_labels=None, mix=None, positions=positions, view=view)
+
+
+def _folder(text: str) -> str:
+    folder = Path(text).expanduser()
+    if not folder.is_dir():
+        raise StillroomError(
+            f"data.folder: found no folder {text!r}; expected one of pictures, a class a folder; make it"
+        )
+    return str(folder.resolve())
+
+
+def _file(text: str) -> Path:
+    path = Path(text).expanduser()
+    if not path.is_file():
+        raise StillroomError(f"data.table: found no file {text!r}; expected a table of records; correct the path")
+    return path.resolve()
+
+
+def _standardisation(dataset: ImageDataset, ids: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return the mean and standard deviation of each channel over evenly spaced train pictures, in [0, 1]."""
+    chosen = ids[:: max(1, len(ids) // STANDARDISED_OVER)][:STANDARDISED_OVER]
+    total = torch.zeros(dataset.shape[0], dtype=torch.float64)
+    squares, count = torch.zeros_like(total), 0
+    for rows in np.array_split(chosen, max(1, len(chosen) // 1000)):
+        pixels = dataset.read(rows).double() / 255
+        total, squares = total + pixels.sum((0, 2, 3)), squares + pixels.square().sum((0, 2, 3))
+        count += pixels.numel() // pixels.shape[1]
+    mean = total / count
+    std = (squares / count - mean.square()).clamp(min=1e-6).sqrt()
+    return tuple(round(x, 6) for x in mean.tolist()), tuple(round(x, 6) for x in std.tolist())
