@@ -119,7 +119,7 @@ def test_examples_show_train_rows_as_the_teachers_saw_them(finished: Path) -> No
     ws = open_workspace(finished)
     rows = np.array([3, 0, 7])
     transformed = ws.replayer.batch("train", 0, rows).inputs
-    shown = torch.from_numpy(report._as_shown(ws, rows)).float() / 255
+    shown = torch.from_numpy(np.stack(report._as_shown(ws, rows))).float() / 255
     mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (ws.plan.mean, ws.plan.std))
     torch.testing.assert_close((shown - mean) / std, transformed, atol=1e-4, rtol=0)  # no transforms: exact pixels
     np.testing.assert_array_equal(report._as_shown(ws, rows), ws.dataset.read(ws.plan.splits["train"].ids[rows]))
