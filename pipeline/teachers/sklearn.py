@@ -54,7 +54,10 @@ def fit_sklearn(estimator: Any, replayer: Replayer, *, views: Sequence[int], see
     `random_state`, also of its parts, and `n_jobs` are set where the estimator has them and the recipe left them alone.
     Raises: StillroomError for numbers where it reads texts and the other way round, and when it refuses the rows.
     """
-    estimator.set_params(**unset(estimator.get_params(), seed))
+    settings = unset(estimator.get_params(), seed)
+    if type(estimator).__name__ == "LogisticRegression":
+        settings.pop("n_jobs", None)  # without effect since scikit-learn 1.8, which warns of it
+    estimator.set_params(**settings)
     batches = [replayer.batch("train", view, replayer.labelled) for view in views]
     rows = readable(estimator, joined([batch.inputs for batch in batches]), where)
     labels = torch.cat([batch.labels for batch in batches]).cpu().numpy()
