@@ -12,6 +12,7 @@ from stages.check_students import student_faults
 from stages.faults import raised, unknown
 from stages.recipe import AUTO, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
 
+OF_TABLES, OF_PICTURES = ("label", "text", "drop", "groups", "test_rows"), ("size", "channels")  # keys of `data`
 LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an entry may say whose targets aren't stored
 
 
@@ -33,9 +34,10 @@ def _data(recipe: Recipe) -> Iterator[str]:
         yield from unknown("data.name", "data set", data.name, catalog_names())
     if data.table is not None and data.label is None:
         yield "data.label: missing; expected the table's column of classes; add it"
-    for key in ("label", "text", "drop", "groups"):
-        if data.table is None and key in data.model_fields_set:
-            yield f"data.{key}: found {getattr(data, key)!r}; expected it only with data.table; remove it"
+    strange, where = (OF_TABLES, "with data.table") if data.table is None else (OF_PICTURES, "of pictures")
+    for key in strange:
+        if key in data.model_fields_set:
+            yield f"data.{key}: found {getattr(data, key)!r}; expected it only {where}; remove it"
 
 
 def _inputs(recipe: Recipe) -> Iterator[str]:

@@ -9,8 +9,6 @@ from pipeline.models import READS
 from stages.ids import IDS
 from stages.workspace import Workspace
 
-GIVES = {"text": "text", "words": "words", "table": "numbers", "embedding": "numbers"}  # what a kind of input gives
-
 
 def plan_folder(ws: Workspace) -> Path:
     """Return where the view plan's manifest lies."""
@@ -24,20 +22,20 @@ def _shape(ws: Workspace) -> dict[str, list[int]]:
 
 def check_reads(ws: Workspace) -> None:
     """Raise StillroomError with every model that names an input there is not, or one of a kind that it can't read."""
-    if isinstance(ws.dataset, ImageDataset):
-        kind_of = dict[str | None, str]()
-    else:
-        kind_of = {name: ws.dataset.input_config(name)["kind"] for name in (None, *ws.dataset.inputs)}
-    faults = list[str]()
-    for section, entries in (("teacher", ws.recipe.teacher), ("student", ws.recipe.student)):
+    dataset, faults = ws.dataset, list[str]()
+    named = [] if isinstance(dataset, ImageDataset) else list(dataset.inputs)
+    for section, entries in (("teacher", ws.recipe.teacher), ("student", ws.recipe.students)):
         for entry in entries:
             where, wanted = f"{section}.{entry.name}.reads", READS.get(entry.model)
-            if entry.reads not in (*kind_of, None, IDS):
-                faults.append(str(unknown_name(where, "input", str(entry.reads), [name for name in kind_of if name])))
-            elif entry.reads in kind_of and wanted not in (None, GIVES[kind_of[entry.reads]]):
+            if entry.reads not in (None, IDS, *named):
+                faults.append(str(unknown_name(where, "input", str(entry.reads), named)))
+            elif isinstance(dataset, ImageDataset) or entry.reads == IDS or wanted is None:
+                continue
+            elif (given := dataset.gives(entry.reads)) != wanted:
+                found = repr(entry.reads or named[0])
                 faults.append(
-                    f"{where}: found {entry.reads or 'the default'!r}, of kind {kind_of[entry.reads]}; expected "
-                    f"{wanted}, which {entry.model} reads; name another input or model"
+                    f"{where}: found {found}, {given}; expected {wanted}, which {entry.model} reads; name another "
+                    f"input or model"
                 )
     if faults:
         raise StillroomError("\n".join(f"{ws.recipe.name}: {fault}" for fault in faults))

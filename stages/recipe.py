@@ -23,8 +23,9 @@ class Section(BaseModel):
 class Data(Section):
     """What to learn from: a catalogue name, a folder of pictures, or a table of one's own.
 
-    Of a table, `label` is the column of classes, `text` the columns of words, `drop` those that no model may see, and
-    `groups` one whose groups are compared.
+    Of a table, `label` is the column of classes, `text` the columns of words, `drop` those that no model may see,
+    `groups` one whose groups are compared, and `test_rows` one that says which rows are the test, or a second file of
+    them.
     """
 
     name: str | None = None
@@ -34,6 +35,7 @@ class Data(Section):
     text: list[str] = []
     drop: list[str] = []
     groups: str | None = None
+    test_rows: str | None = None
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     labelled: Count | None = None

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 
 from pipeline import report as reports
-from pipeline.datasets import ImageDataset, RecordDataset
+from pipeline.datasets import ImageDataset
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, artefact_folder, fingerprint, read_cost, read_manifest, write_durably
 from pipeline.models import SoftTree
@@ -60,8 +60,7 @@ def run(ws: Workspace) -> None:
             f"{ws.root}: found nothing finished of recipe {ws.recipe.name!r}; expected a teacher store at least; "
             f"run 'stillroom distill {ws.recipe.name}'"
         )
-    if isinstance(ws.dataset, RecordDataset):
-        found.parts = [_with_more(ws, part) for part in found.parts]
+    found.parts = [_with_more(ws, part) for part in found.parts]
     rows, league = [part.row for part in found.parts], _league(ws)
     folder = ws.root / "reports" / ws.recipe.name
     page, results = folder / "index.html", json.dumps(reports.results(ws.recipe.name, rows), indent=1) + "\n"
@@ -262,7 +261,7 @@ def _as_shown(ws: Workspace, positions: np.ndarray) -> Sequence[reports.Sample]:
 
 def _with_more(ws: Workspace, part: Part) -> Part:
     """Return a part with the figures that tables are judged by: areas under curves, gaps between groups of rows."""
-    test, groups = ws.plan.splits["test"], ws.dataset.group_of  # type: ignore[union-attr]
+    test, groups = ws.plan.splits["test"], ws.dataset.group_of
     named = None if groups is None else groups[test.ids].tolist()
     return reports.with_more(part, _answers(part), torch.from_numpy(test.labels), named)
 

@@ -46,6 +46,7 @@ class Rows:
         """The data set, fetched if need be."""
         data, raw = self.recipe.data, self.root / "raw"
         inputs = {entry.name: {"kind": entry.kind, **entry.options} for entry in self.recipe.input}
+        memory_budget = int(data.memory_gb * 2**30)
         if data.table is not None:
             return open_table(
                 _file(data.table),
@@ -54,15 +55,17 @@ class Rows:
                 drop=data.drop,
                 text=data.text,
                 groups=data.groups,
+                test=data.test_rows,
                 inputs=inputs,
+                memory_budget=memory_budget,
             )
         return open_dataset(
             data.name or _folder(str(data.folder)),
             raw,
             size=data.size,
             channels=data.channels,
-            memory_budget=int(data.memory_gb * 2**30),
-            inputs=inputs or None,
+            memory_budget=memory_budget,
+            inputs=inputs,
         )
 
     @property

@@ -69,6 +69,11 @@ class ImageDataset:
             return self.pixels.index_select(0, torch.from_numpy(ids))
         return self._decode(ids)
 
+    @property
+    def group_of(self) -> np.ndarray | None:
+        """None: pictures belong to no subgroups."""
+        return None
+
     def fit(self, ids: np.ndarray) -> "ImageDataset":
         """Return self: what a model reads of a picture is fitted on no other."""
         return self

@@ -116,6 +116,10 @@ class RecordDataset:
         """Return what an input is made from, as JSON: its kind, version and every option."""
         return config_of(self._inputs[self._known(name)])
 
+    def gives(self, name: str | None) -> str:
+        """Return what a model gets that reads an input: text, words or numbers."""
+        return self._inputs[self._known(name)].gives
+
     def _known(self, name: str | None) -> str:
         if name is None:
             return next(iter(self._inputs))

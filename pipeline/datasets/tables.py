@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.datasets.columns import as_texts
+from pipeline.datasets.columns import as_texts, is_number
 from pipeline.datasets.frames import read_csv
 from pipeline.datasets.inputs import InputSpecs
 from pipeline.datasets.records import RecordDataset
@@ -117,9 +117,10 @@ def _with_test(path: Path, test: str | Path | None) -> tuple[pd.DataFrame, np.nd
         return frame, np.zeros(len(frame), bool)
     if isinstance(test, str) and test in frame:
         return frame, _truths(path, frame[test])
-    if not Path(test).is_file():
+    second = Path(test).expanduser()
+    if not second.is_file():
         raise unknown_name(f"{path}: test", "column or file", str(test), frame)
-    other = read_file(Path(test))
+    other = read_file(second)
     if sorted(other) != sorted(frame):
         odd = sorted(set(other) ^ set(frame))
         raise StillroomError(f"{test}: found other columns than {path} ({odd}); expected the same; mend one of them")
@@ -139,7 +140,8 @@ def _truths(path: Path, column: pd.Series) -> np.ndarray:
 
 def _classes(path: Path, column: pd.Series, is_test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the classes of the train records, sorted, numbers by their size, and all labels int64 [N]."""
-    values = np.array([None if value is None else _class_name(value) for value in as_texts(column)], dtype=object)
+    names = [value if value is None or not is_number(column) else _whole(value) for value in as_texts(column)]
+    values = np.array(names, dtype=object)
     where = f"{path}: {column.name}"
     classes = tuple(sorted({value for value in values[~is_test] if value is not None}, key=_by_size))
     if not 2 <= len(classes) <= MOST_CLASSES:
@@ -153,8 +155,8 @@ def _classes(path: Path, column: pd.Series, is_test: np.ndarray) -> tuple[tuple[
     return classes, np.array([places.get(value, -1) for value in values], dtype=np.int64)
 
 
-def _class_name(value: str) -> str:
-    return value.removesuffix(".0")  # whole numbers become 1.0 when one of them is missing
+def _whole(number: str) -> str:
+    return number.removesuffix(".0")  # whole numbers become 1.0 when one of them is missing
 
 
 def _by_size(value: str) -> tuple[float, str]:

@@ -145,3 +145,9 @@ def test_files_that_are_no_tables_are_told(path, tmp_path):
     path.write_text(ROWS)
     with pytest.raises(StillroomError, match=r"more\.csv: found other columns than .*people\.csv \(\['age', 'name'"):
         opened(path, test=tmp_path / "more.csv")
+
+
+def test_only_numbers_lose_the_zero_behind_their_point(tmp_path):
+    table = pd.DataFrame({"size": range(6), "release": ["v1", "v1.0", "v2.0", "v1", "v1.0", "v2.0"]})
+    table.to_csv(tmp_path / "releases.csv", index=False)
+    assert open_table(tmp_path / "releases.csv", tmp_path, label="release").classes == ("v1", "v1.0", "v2.0")

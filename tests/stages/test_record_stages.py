@@ -157,6 +157,17 @@ def test_a_changed_option_of_an_input_makes_other_teachers(ws):
     assert other.teacher_folder(words) == ws.teacher_folder(words)
 
 
+def test_a_column_says_which_rows_are_the_test(ws, tmp_path):
+    table = visits()
+    table["held"] = ["test" if row % 5 == 0 else "train" for row in range(len(table))]
+    table.to_csv(tmp_path / "visits.csv", index=False)
+    text = RECIPE.format(table=tmp_path / "visits.csv").replace("[[input]]", 'test_rows = "held"\n[[input]]', 1)
+    (tmp_path / "visits.toml").write_text(text)
+    other = Workspace(load_recipe(str(tmp_path / "visits.toml")), tmp_path / "data", Console(quiet=True))
+    assert np.array_equal(other.plan.splits["test"].ids, np.arange(0, len(table), 5))
+    assert "held" not in other.dataset.frame
+
+
 def test_a_finished_recipe_is_found_again(ws):
     again = Workspace(ws.recipe, ws.root, ws.console)
     logits.run(again)
@@ -172,10 +183,11 @@ def test_a_finished_recipe_is_found_again(ws):
         ("[[input]]|[views]\ncount = 4\n[[input]]", "views: found count; expected none"),
         ('label = "outcome"|label = "outcom"', "outcom.*did you mean.*outcome"),
         ('kind = "table"|kind = "tabel"', "input.numbers.kind.*tabel.*did you mean.*table"),
+        ('label = "outcome"|label = "outcome"\nsize = 8', "data.size: found 8; expected it only of pictures"),
         ('label = "outcome"\n|', "data.label: missing; expected the table's column"),
         (
             'model = "embedding_bag"\nreads = "words"|model = "embedding_bag"\nreads = "text"',
-            "student.bag.reads: found 'text', of kind text; expected words, which",
+            "student.bag.reads: found 'text', text; expected words, which embedding_bag reads",
         ),
     ],
 )

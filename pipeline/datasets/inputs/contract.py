@@ -23,11 +23,13 @@ class Fitted(Protocol):
 class Input(Protocol):
     """What a data set asks of a kind of input.
 
-    `learns`: whether it must be fitted before it is read; `is_costly`: whether it is always made of all records at
-    once; `naming`: those of its options that hold names of columns.
+    `gives`: what a model gets, in the words of `pipeline.models.READS`; `learns`: whether it must be fitted before it
+    is read; `is_costly`: whether it is always made of all records at once; `naming`: those of its options that hold
+    names of columns.
     """
 
     version: ClassVar[int]
+    gives: ClassVar[str]
     learns: ClassVar[bool]
     is_costly: ClassVar[bool]
     naming: ClassVar[tuple[str, ...]]

@@ -33,6 +33,7 @@ class Embedding:
     columns: tuple[str, ...] = ("text",)
     encoder: str = "minilm"
     version: ClassVar[int] = 1
+    gives: ClassVar[str] = "numbers"
     learns: ClassVar[bool] = False
     is_costly: ClassVar[bool] = True
     naming: ClassVar[tuple[str, ...]] = ("columns",)

@@ -38,6 +38,7 @@ class Table:
     categories: tuple[str, ...] = ()
     min_frequency: Annotated[int, Field(strict=True, ge=1)] = 10
     version: ClassVar[int] = 1
+    gives: ClassVar[str] = "numbers"
     learns: ClassVar[bool] = True
     is_costly: ClassVar[bool] = False
     naming: ClassVar[tuple[str, ...]] = ("columns", "drop", "standard", "minmax", "log", "none", "categories")

@@ -15,6 +15,7 @@ class Text:
 
     columns: tuple[str, ...] = ("text",)
     version: ClassVar[int] = 1
+    gives: ClassVar[str] = "text"
     learns: ClassVar[bool] = False
     is_costly: ClassVar[bool] = False
     naming: ClassVar[tuple[str, ...]] = ("columns",)

@@ -35,6 +35,7 @@ class Words:
     ngrams: Literal[1, 2] = 1
     buckets: Annotated[int, Field(strict=True, ge=2, le=2**40)] = 2**20
     version: ClassVar[int] = 1
+    gives: ClassVar[str] = "words"
     learns: ClassVar[bool] = False
     is_costly: ClassVar[bool] = False
     naming: ClassVar[tuple[str, ...]] = ("columns",)
