@@ -8,7 +8,7 @@ SETS := $(foreach word,$(SET),--set '$(word)')
 STAGES := data teachers logits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion table-curves table-published table-peers verify status report fuse distill clean $(STAGES)
+.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion table-curves table-published table-peers table-sources recipes verify status report fuse distill clean $(STAGES)
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -29,6 +29,12 @@ fuse: setup ## Fuse teacher stores into target stores; FUSION= picks one.
 
 distill: setup ## The main job: students, baselines and the report; STUDENT= and FUSION= pick one.
 	@$(RUN) distill $(RECIPE) $(if $(STUDENT),--student $(STUDENT)) $(if $(FUSION),--fusion $(FUSION)) $(SETS)
+
+table-sources: setup ## Accuracy with none to all sources missing at test; resumable.
+	@$(VENV)/bin/python -m tests.bench.table_sources
+
+recipes: setup ## Every recipe of a task, one after the other, and one page of all; FULL=1 runs the long ones, too.
+	@$(RUN) recipes $(if $(FULL),--full)
 
 report: setup ## Write the report of what is finished.
 	@$(RUN) report $(RECIPE) $(SETS)

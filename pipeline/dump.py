@@ -15,15 +15,22 @@ import torch
 from torch import Tensor
 
 from pipeline.answers import Answers, Teacher, check_finite, check_width, finite_rows
-from pipeline.calibration import fit_temperature
 from pipeline.encoding import Encoding, asked_codec
-from pipeline.metrics import classification_metrics
 from pipeline.store import HEAD, ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
 from pipeline.store.codecs import measure_error
 from pipeline.store.codecs.features import feature_codec_json, parse_feature_codec
-from pipeline.store.fields import FOLD, field_array, field_specs, fold_specs, splits_with_features
+from pipeline.store.fields import (
+    FOLD,
+    TARGETS,
+    field_array,
+    field_specs,
+    fold_specs,
+    splits_with_features,
+    target_specs,
+)
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
+from pipeline.tasks import Classes, Task, task_of
 from pipeline.transfer import HostCopies, Stopwatch, prefetched
 from pipeline.views import OUT_OF_FOLD, Inputs, Replayer, RowKeys, ViewPlan
 
@@ -52,13 +59,18 @@ def split_shapes(plan: ViewPlan) -> dict[str, tuple[int, int]]:
 
 
 def row_arrays(replayer: Replayer, block: Block, folds: FoldModels | None = None) -> dict[str, np.ndarray]:
-    """Return what every store says about a block's rows: digests, labels, sample ids; out of fold, who answered."""
+    """Return what every store says about a block's rows: digests, labels, sample ids, targets where they are numbers.
+
+    Out of fold, also who answered.
+    """
     split = replayer.plan.splits[block.split]
     arrays = {
         "row_digest": replayer.digests(block.split, block.view, block.positions),
         "labels": split.labels[block.start : block.stop].astype(np.int32),
         "sample_ids": split.ids[block.start : block.stop],
     }
+    if split.targets is not None:
+        arrays[TARGETS] = split.targets[block.start : block.stop]
     return arrays if folds is None else {**arrays, FOLD: folds.fold_of[block.start : block.stop]}
 
 
@@ -71,7 +83,8 @@ def teacher_layout(plan: ViewPlan, encoding: Encoding) -> Layout:
     """Return the layout of a teacher store; rows out of fold are kept where the plan has them."""
     splits = split_shapes(plan)
     names = tuple(splits)
-    arrays = field_specs("logits", encoding.codec, (encoding.num_classes,), names)
+    arrays = field_specs(encoding.field, encoding.codec, (encoding.num_classes,), names)
+    arrays |= target_specs(encoding.codec, encoding.num_classes)
     for layer, fitted in encoding.features.items():
         part, kept = fitted.part(fitted.width), splits_with_features(names)
         arrays[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle, splits=kept)
@@ -89,9 +102,10 @@ def teacher_store_config(
     max_kl: float = 1e-4,
     feature_codec: Any = "fp16",
     folds: int | None = None,
+    is_real: bool = False,
 ) -> dict[str, Any]:
     """Return what a teacher store is made from: `teacher` is the teacher's fingerprint."""
-    asked = asked_codec(codec, "logits.codec")
+    asked = asked_codec(codec, "logits.codec", is_real=is_real)
     config = {
         "stage": "logits",
         "version": VERSION,
@@ -116,17 +130,21 @@ def open_writer(
     *,
     weights: Mapping[str, str] | None = None,
     head: tuple[np.ndarray, np.ndarray] | None = None,
+    task: Task | None = None,
 ) -> StoreWriter:
     """Return the writer of a teacher store; `weights` are the sha256 of the teacher's files by name.
 
-    `head` is its classifier, weights [C, D] and offsets [C], for students that answer through it.
+    `head` is its classifier, weights [C, D] and offsets [C], for students that answer through it; `task` what it was
+    asked, the config's classes unless it is given.
     """
+    asked: Task = task or Classes(tuple(config["classes"]))
     attributes = {
         "plan": plan.config,
         "classes": config["classes"],
-        "fields": {"logits": "categorical"},
+        "fields": {encoding.field: "real" if asked.is_real else "categorical"},
         "weights": dict(weights or {}),
         **encoding.attributes,
+        **asked.attributes,
         **({} if head is None else {"head": True}),
     }
     return StoreWriter(
@@ -245,32 +263,17 @@ def _join(parts: Sequence[Answers]) -> Answers:
 
 
 def held_out_figures(writer: StoreWriter, encoding: Encoding, plan: ViewPlan) -> dict[str, Any]:
-    """Return the teacher's temperature, fitted on calibration rows, and its figures there, on test rows, out of fold.
+    """Return the teacher's figures on calibration rows, test rows and out of fold, and what is fitted on the first.
 
     Those out of fold are its fold models', at its own temperature.
     """
     splits = [name for name in ("calibration", "test", OUT_OF_FOLD) if name in plan.splits]
-    logits = {name: _committed_logits(writer, encoding, name) for name in splits}
-    labels = {name: torch.from_numpy(plan.splits[name].labels) for name in logits}
-    temperature = fit_temperature(logits["calibration"], labels["calibration"])
-    return {
-        "temperature": temperature,
-        "scores": {name: scores(values, labels[name], temperature) for name, values in logits.items()},
-    }
+    task, outputs = task_of(writer.attributes), {name: _committed(writer, encoding, name) for name in splits}
+    return task.teacher_figures(outputs, {name: task.truth(plan.splits[name]) for name in splits})
 
 
-def _committed_logits(writer: StoreWriter, encoding: Encoding, split: str) -> Tensor:
+def _committed(writer: StoreWriter, encoding: Encoding, split: str) -> Tensor:
     codec = encoding.codec_in(split)
     parts = codec.parts(encoding.num_classes)
-    stored = {part: torch.from_numpy(writer.read(split, field_array("logits", part))) for part in parts}
+    stored = {part: torch.from_numpy(writer.read(split, field_array(encoding.field, part))) for part in parts}
     return codec.decode(stored, encoding.num_classes)
-
-
-def scores(logits: Tensor, labels: Tensor, temperature: float) -> dict[str, Any]:
-    """Return a classifier's metrics as it is, and its NLL and ECE after its fitted temperature."""
-    calibrated = classification_metrics((logits / temperature).log_softmax(-1), labels)
-    return {
-        **classification_metrics(logits.log_softmax(-1), labels),
-        "calibrated_nll": calibrated["nll"],
-        "calibrated_ece": calibrated["ece"],
-    }

@@ -17,10 +17,19 @@ from pipeline.answers import Answers, Teacher
 from pipeline.errors import StillroomError
 from pipeline.lineage import fingerprint
 from pipeline.store.attributes import read_attributes
-from pipeline.store.codecs import Codec, auto_candidates, codec_json, measure_error, packed_bytes, parse_codec
+from pipeline.store.codecs import (
+    ALL_CODECS,
+    REAL_CODECS,
+    Codec,
+    auto_candidates,
+    codec_json,
+    measure_error,
+    packed_bytes,
+    parse_codec,
+)
 from pipeline.store.codecs.features import Fitted, feature_codec_json, parse_feature_codec, restore
 from pipeline.store.describe import read_constant
-from pipeline.store.fields import encode_field, held_out_codec
+from pipeline.store.fields import answer_field, encode_field, held_out_codec
 from pipeline.store.layout import Block
 from pipeline.store.writer import FORMAT
 from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys
@@ -52,6 +61,11 @@ class Encoding:
     features: Mapping[str, Fitted]
     num_classes: int
 
+    @property
+    def field(self) -> str:
+        """What a store calls the answers: logits, or values."""
+        return answer_field(self.codec)
+
     def codec_in(self, split: str) -> Codec:
         """Return the codec of a split's logits: held-out ones are never sparse."""
         return self.codec if split == "train" else held_out_codec(self.codec)
@@ -61,7 +75,7 @@ class Encoding:
 
         Raises: StillroomError when a feature isn't finite, or beyond fp16 where it is stored so.
         """
-        arrays = encode_field("logits", self.codec_in(block.split), answers.logits, rows)
+        arrays = encode_field(self.field, self.codec_in(block.split), answers.logits, rows)
         for layer, fitted in self.features.items() if block.split != OUT_OF_FOLD else ():
             arrays[f"features/{layer}"] = fitted.encode(answers.features[layer], where=f"{where}: {layer}")
         return arrays
@@ -85,8 +99,13 @@ class Encoding:
         }
 
 
-def asked_codec(spec: str | Mapping[str, Any], where: str) -> Any:
-    """Return a recipe's codec as JSON, "auto" as it is. Raises StillroomError when there is no such codec."""
+def asked_codec(spec: str | Mapping[str, Any], where: str, *, is_real: bool = False) -> Any:
+    """Return a recipe's codec as JSON, "auto" as it is. Raises StillroomError when there is no such codec.
+
+    `is_real` asks for one of real numbers, of which "auto" chooses none.
+    """
+    if is_real:
+        return codec_json(parse_codec(spec, where, REAL_CODECS))
     return AUTO if spec == AUTO else codec_json(parse_codec(spec, where))
 
 
@@ -104,7 +123,7 @@ def stored_encoding(folder: Path, config: Mapping[str, Any]) -> Encoding | None:
             )
             for layer, said in attributes["features"].items()
         }
-        return Encoding(parse_codec(attributes["codec"], str(folder)), features, len(attributes["classes"]))
+        return Encoding(parse_codec(attributes["codec"], str(folder), ALL_CODECS), features, len(attributes["classes"]))
     except (KeyError, TypeError, AttributeError, StillroomError):
         return None  # killed before it was whole: it is chosen again
 
@@ -139,7 +158,7 @@ def choose_encoding(
         rows = torch.zeros(1, width) if sample is None else sample[0].features[layer]
         features[layer] = how.fit(rows, where=f"{where}: {layer}")
     if codec != AUTO:
-        return Encoding(parse_codec(codec, where), features, num_classes)
+        return Encoding(parse_codec(codec, where, ALL_CODECS), features, num_classes)
     assert sample is not None
     chosen = cheapest(measure_codecs(sample[0].logits, sample[1]), max_kl, where).codec
     return Encoding(chosen, features, num_classes)

@@ -32,11 +32,16 @@ def check_together(teachers: Sequence[TeacherStore]) -> None:
                 f"{other.folder}: made from another view plan than {first.folder}; expected one plan for all; "
                 f"run 'stillroom logits' again"
             )
+        if other.attributes.get("scale") != first.attributes.get("scale"):
+            raise StaleStoreError(
+                f"{other.folder}: numbers on another scale than {first.folder}; expected one for all; run 'stillroom "
+                f"logits' again"
+            )
 
 
 def calibrated(store: TeacherStore, logits: Tensor, calibrate: bool) -> Tensor:
-    """Return logits divided by the teacher's fitted temperature."""
-    return logits / store.manifest.details["temperature"] if calibrate else logits
+    """Return logits divided by the teacher's fitted temperature; numbers have none."""
+    return logits / store.manifest.details["temperature"] if calibrate and not store.is_real else logits
 
 
 def fitting_rows(
@@ -100,13 +105,15 @@ def _room(part: Outputs, num_rows: int) -> Outputs:
     }
     keys = None if part.keys is None else replace(part.keys, ids=np.empty(num_rows, part.keys.ids.dtype))
     labels = part.labels.new_empty(num_rows, *part.labels.shape[1:])
-    return Outputs(part.logits.new_empty(teachers, num_rows, *tail), labels, features, keys)
+    targets = None if part.targets is None else part.targets.new_empty(num_rows, *part.targets.shape[1:])
+    return Outputs(part.logits.new_empty(teachers, num_rows, *tail), labels, features, keys, targets)
 
 
 def _arrays_of(outputs: Outputs) -> list[Any]:
     """Return everything that rows are made of, rows along the first axis of each."""
-    keys = [] if outputs.keys is None else [outputs.keys.ids]
-    return [*outputs.logits, outputs.labels, *(each for all_ in outputs.features.values() for each in all_), *keys]
+    more: list[Any] = [] if outputs.keys is None else [outputs.keys.ids]
+    more += [] if outputs.targets is None else [outputs.targets]
+    return [*outputs.logits, outputs.labels, *(each for all_ in outputs.features.values() for each in all_), *more]
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +130,7 @@ class StoredRows:
     features: Mapping[str, tuple[Tensor, ...]]
     keys: RowKeys
     calibrate: bool
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -147,6 +155,7 @@ class StoredRows:
             self.labels[rows],
             {layer: tuple(each[rows] for each in all_) for layer, all_ in self.features.items()},
             replace(self.keys, ids=self.keys.ids[chosen]),
+            None if self.targets is None else self.targets[rows],
         )
 
     def _logits(self, store: TeacherStore, parts: Mapping[str, Tensor], rows: slice | Tensor) -> Tensor:
@@ -170,6 +179,7 @@ def stored_rows(
         {layer: _features_of(teachers, block, layer) for layer in layers},
         RowKeys(plan.seed, block.view, split.ids[block.start : block.stop]),
         calibrate,
+        None if split.targets is None else torch.from_numpy(split.targets[block.start : block.stop]),
     )
 
 
@@ -191,7 +201,7 @@ def _features_of(teachers: Sequence[TeacherStore], block: Block, layer: str) -> 
 def _logits_at(store: TeacherStore, block: Block) -> dict[str, Tensor]:
     """Return the parts of a store's logits on the rows of another store's block: their blocks need not coincide."""
     own, place = _own_blocks(store, block)
-    read = [store.field_block(each, "logits") for each in own]
+    read = [store.field_block(each, store.field) for each in own]
     return {name: _one([parts[name] for parts in read])[place] for name in read[0]}
 
 
@@ -222,7 +232,7 @@ def same_rows(teachers: Sequence[TeacherStore], block: Block, name: str) -> np.n
     """Return what all teacher stores say of a block's rows. Raises StaleStoreError when they differ."""
     first, *others = (_rows(store, block, name) for store in teachers)
     for store, values in zip(teachers[1:], others, strict=True):
-        if not np.array_equal(first, values):
+        if not np.array_equal(first, values, equal_nan=first.dtype.kind == "f"):
             raise StaleStoreError(
                 f"{store.folder}: {name} of {block.split} view {block.view} rows {block.start}-{block.stop} differ "
                 f"from those of {teachers[0].name!r}; expected the same rows; run 'stillroom logits' again"

@@ -35,6 +35,7 @@ ENTRIES: Mapping[str, tuple[str, dict[str, Any]]] = {
     "meta": ("meta", {}),
     "gated": ("gated", {}),
     "random teacher": ("random_teacher", {}),
+    "present": ("present", {}),
 }
 
 

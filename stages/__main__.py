@@ -1,15 +1,24 @@
 """The command line. Each command imports its stage when it runs, so that --help needs no torch."""
 
-import errno
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
-if TYPE_CHECKING:
-    from stages.workspace import Workspace
+from stages.command import (
+    DATA,
+    DataDir,
+    Debug,
+    Fusion,
+    Json,
+    MaxGb,
+    Overrides,
+    RecipeName,
+    Student,
+    guarded,
+    open_workspace,
+)
 
 app = typer.Typer(
     name="stillroom",
@@ -20,81 +29,6 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-RecipeName = Annotated[str, typer.Argument(metavar="RECIPE", help="A shipped recipe's name, or the path of a .toml.")]
-Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="PATH=VALUE", help="Override, e.g. student.tiny.width=32.")
-]
-DataDir = Annotated[Path, typer.Option("--data-dir", help="Where everything a run makes lies.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of an error.")]
-Student = Annotated[str | None, typer.Option("--student", help="Only this student of the recipe.")]
-Fusion = Annotated[str | None, typer.Option("--fusion", help="This fusion of the recipe only.")]
-MaxGb = Annotated[
-    float | None, typer.Option("--max-gb", help="Fit all teacher stores into so many GB; says what is given up.")
-]
-Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-DATA = Path("data")
-
-
-def _workspace(
-    recipe: str,
-    overrides: list[str] | None,
-    data_dir: Path,
-    *,
-    fusion: str | None = None,
-    max_gb: float | None = None,
-) -> "Workspace":
-    from rich.console import Console
-
-    from stages.load import load_recipe
-
-    budget = [] if max_gb is None else [f"logits.max_gb={float(max_gb)!r}"]
-    loaded = load_recipe(
-        recipe, [*(overrides or []), *budget], fusion=fusion
-    )  # before torch: a mistyped name is told at once
-    from stages.memory import keep_freed_memory
-    from stages.workspace import Workspace
-
-    keep_freed_memory()
-    ws = Workspace(loaded, data_dir, Console())
-    if loaded.logits.max_gb is None:
-        return ws
-    from stages.budget import within
-
-    return within(ws)
-
-
-def _guarded(work: Callable[[], int | None], debug: bool) -> None:
-    """Run a command; whatever a user can cause becomes one line and exit code 1."""
-    from pipeline.errors import StillroomError, printable
-
-    try:
-        code = work()
-    except KeyboardInterrupt:
-        print("interrupted: finished blocks and checkpoints are kept; run the same command to go on", file=sys.stderr)
-        raise SystemExit(130) from None
-    except StillroomError as error:
-        if debug:
-            raise
-        for line in printable(str(error)).split("\n"):
-            print(f"error: {line}", file=sys.stderr)
-        raise SystemExit(1) from None
-    except OSError as error:
-        if debug:
-            raise
-        print(f"error: {_os_error(error)}", file=sys.stderr)
-        raise SystemExit(1) from None
-    raise SystemExit(code or 0)
-
-
-def _os_error(error: OSError) -> str:
-    """Return an operating system's error as where: found; expected; what to do."""
-    where = error.filename or "data folder"
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"{where}: no space left; expected room to write; free some and run again, finished blocks are kept"
-    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"{where}: no permission to write; expected a folder of yours; change it or pass --data-dir"
-    return f"{where}: {error.strerror or error}; expected to read or write it; see --debug"
-
 
 @app.command(epilog="Example: stillroom data fashion")
 def data(
@@ -103,12 +37,12 @@ def data(
     """Fetch the data set, check its hashes, lay down the view plan."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = open_workspace(recipe, sets, data_dir)
         from stages import data as stage
 
         stage.run(ws)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command("import", epilog="Example: stillroom import fashion colleague predictions.csv --ids image --of logits")
@@ -131,13 +65,13 @@ def import_(
     """Make a teacher of anybody's predictions: check them, keep them, print the recipe's lines."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = open_workspace(recipe, sets, data_dir)
         from stages import importing as stage
 
         names = None if classes is None else [each.strip() for each in classes.split(",")]
         stage.run(ws, name, file, ids=ids, of=of, classes=names, any_view=any_view)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom teachers fashion --set teacher.resnet.epochs=20")
@@ -151,12 +85,12 @@ def teachers(
     """Train the teachers that aren't there."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
+        ws = open_workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import teachers as stage
 
         stage.run(ws)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom logits fashion --max-gb 2")
@@ -170,12 +104,12 @@ def logits(
     """Let each teacher answer once on every row, into its store."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
+        ws = open_workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import logits as stage
 
         stage.run(ws)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom codecs fashion")
@@ -185,12 +119,12 @@ def codecs(
     """Show what each codec would make of the teachers' real answers: bytes, KL, agreement, speed."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = open_workspace(recipe, sets, data_dir)
         from stages import codecs as stage
 
         stage.run(ws)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom fuse fashion --fusion mean, or: stillroom fuse fashion --all")
@@ -207,12 +141,12 @@ def fuse(
     """Fuse teacher stores into target stores and show the league table."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
+        ws = open_workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import fuse as stage
 
         stage.run(ws, fusion, compare=compare, auto=auto)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom distill fashion --student tiny --set student.tiny.width=64")
@@ -230,7 +164,7 @@ def distill(
     """Train students and their baselines from the stores, then write the report."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, fusion=fusion, max_gb=max_gb)
+        ws = open_workspace(recipe, sets, data_dir, fusion=fusion, max_gb=max_gb)
         from pipeline.errors import StillroomError
         from stages import distill as stage
         from stages import report as reporting
@@ -246,7 +180,32 @@ def distill(
         if faults:
             raise StillroomError("\n".join(faults))
 
-    _guarded(work, debug)
+    guarded(work, debug)
+
+
+@app.command(epilog="Example: stillroom recipes, or: stillroom recipes sentiment spam")
+def recipes(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[RECIPE...]", help="Else all that ship and name a task.")
+    ] = None,
+    full: Annotated[bool, typer.Option("--full", help="The long ones, too.")] = False,
+    data_dir: DataDir = DATA,
+    debug: Debug = False,
+) -> None:
+    """Run recipes one after the other and write one page of all: exit 0, or 1 when any failed."""
+
+    def work() -> int:
+        from stages import overview as stage
+
+        return stage.run(
+            names or [],
+            full=full,
+            root=data_dir,
+            open_workspace=lambda name: open_workspace(name, None, data_dir),
+            debug=debug,
+        )
+
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom export fashion --student tiny --format onnx")
@@ -262,12 +221,12 @@ def export(
     """Write finished students as files that run without Stillroom, checked and measured."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir)
+        ws = open_workspace(recipe, sets, data_dir)
         from stages import export as stage
 
         stage.run(ws, student=student, seed=seed, formats=formats)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom predict data/exports/tiny-s0-0123456789ab shoe.jpg --top 3")
@@ -286,7 +245,7 @@ def predict(
 
         return stage.run(path, images, top=top, as_json=as_json, format_name=format_name)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom report fashion")
@@ -300,12 +259,12 @@ def report(
     """Write results.json and one self-contained page from what is finished."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
+        ws = open_workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import report as stage
 
         stage.run(ws)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom verify data/targets/weighted-0123456789ab --replay")
@@ -323,10 +282,10 @@ def verify(
     def work() -> int:
         from stages import verify as stage
 
-        ws = _workspace(recipe, sets, data_dir) if replay else None
+        ws = open_workspace(recipe, sets, data_dir) if replay else None
         return stage.run(path, ws=ws, as_json=as_json)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom status fashion --json")
@@ -341,12 +300,12 @@ def status(
     """Say what exists, its size, what is stale, and what is still to be made."""
 
     def work() -> None:
-        ws = _workspace(recipe, sets, data_dir, max_gb=max_gb)
+        ws = open_workspace(recipe, sets, data_dir, max_gb=max_gb)
         from stages import status as stage
 
         stage.run(ws, as_json=as_json)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 @app.command(epilog="Example: stillroom gc fashion smoke --yes")
@@ -359,12 +318,12 @@ def gc(
     """Delete artefacts that none of the named recipes refers to."""
 
     def work() -> None:
-        workspaces = [_workspace(recipe, None, data_dir) for recipe in recipes]
+        workspaces = [open_workspace(recipe, None, data_dir) for recipe in recipes]
         from stages import gc as stage
 
         stage.run(workspaces, delete=yes)
 
-    _guarded(work, debug)
+    guarded(work, debug)
 
 
 def main() -> None:

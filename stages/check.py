@@ -8,33 +8,34 @@ from typing import Any
 
 from pipeline.errors import StillroomError, near_names
 from stages import teacher_files
+from stages.check_reals import is_real, real_fusion_faults, real_sweep_faults, real_teacher_faults
+from stages.check_sources import place_faults, source_faults
 from stages.check_students import student_faults
 from stages.faults import raised, unknown
 from stages.recipe import AUTO, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
 
-OF_TABLES, OF_PICTURES = ("label", "text", "drop", "groups", "test_rows"), ("size", "channels")  # keys of `data`
+OF_TABLES = ("label", "numbers", "text", "drop", "groups", "test_rows")  # keys of `data`
+OF_PICTURES = ("size", "channels")
 LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an entry may say whose targets aren't stored
 
 
 def cross_faults(recipe: Recipe) -> list[str]:
     """Return the faults of a recipe whose every key has the right type."""
-    checks = (_data, _inputs, _views, _names, _models, _fusions, student_faults)
+    checks = (_data, source_faults, _inputs, _views, _names, _models, _fusions, student_faults)
     return [fault for check in checks for fault in check(recipe)]
 
 
 def _data(recipe: Recipe) -> Iterator[str]:
     data = recipe.data
-    places = [key for key in ("name", "folder", "table") if getattr(data, key) is not None]
-    if len(places) != 1:
-        found = " and ".join(places) or "none"
-        yield f"data: found {found}; expected exactly one of name, folder and table; say where the samples are"
-    if data.name is not None:
-        from pipeline.datasets import catalog_names
-
-        yield from unknown("data.name", "data set", data.name, catalog_names())
-    if data.table is not None and data.label is None:
-        yield "data.label: missing; expected the table's column of classes; add it"
-    strange, where = (OF_TABLES, "with data.table") if data.table is None else (OF_PICTURES, "of pictures")
+    yield from place_faults(recipe)
+    if data.table is not None and data.label is None and not data.numbers:
+        yield "data.label: missing; expected the table's column of classes; add it, or name numbers"
+    if data.numbers and data.label is not None:
+        yield f"data.numbers: found {data.numbers} beside a label; expected one of both; remove one"
+    if len(set(data.numbers)) < len(data.numbers):
+        yield f"data.numbers: found {data.numbers}; expected each column once; remove the repeated"
+    is_table = data.table is not None or bool(recipe.source)
+    strange, where = (OF_PICTURES, "of pictures") if is_table else (OF_TABLES, "with data.table or [[source]]")
     for key in strange:
         if key in data.model_fields_set:
             yield f"data.{key}: found {getattr(data, key)!r}; expected it only {where}; remove it"
@@ -129,6 +130,13 @@ def _fusions(recipe: Recipe) -> Iterator[str]:
     from pipeline.lazy import LAZY
     from pipeline.store.codecs.features import parse_feature_codec
 
+    if is_real(recipe):
+        yield from real_teacher_faults(recipe)
+        yield from real_fusion_faults(recipe)
+        yield from real_sweep_faults(recipe)
+        for entry in recipe.fusion:
+            yield from _fit_on(recipe, entry, f"fusion.{entry.name}")
+        return
     teachers, logits = [entry.name for entry in recipe.teacher], recipe.logits
     yield from raised(lambda: asked_codec(logits.codec, "logits.codec"))
     yield from raised(lambda: parse_feature_codec(logits.feature_codec, "logits.feature_codec"))

@@ -5,6 +5,7 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import StillroomError, near_names
+from stages.check_reals import is_real, real_student_faults
 from stages.faults import raised, unknown
 from stages.recipe import EACH, LABELS, Recipe, StudentEntry
 from stages.teacher_files import IDS
@@ -12,7 +13,7 @@ from stages.teacher_files import IDS
 
 def student_faults(recipe: Recipe) -> Iterator[str]:
     """Yield the faults of students, those of sweeps too."""
-    fusions = {entry.name: entry for entry in recipe.fusion}
+    fusions, asks_numbers = {entry.name: entry for entry in recipe.fusion}, is_real(recipe)
     try:
         students = recipe.students
     except StillroomError as error:  # a sweep that makes no students
@@ -23,12 +24,13 @@ def student_faults(recipe: Recipe) -> Iterator[str]:
         yield from unknown(f"{where}.fusion", "fusion", entry.fusion, [*fusions, LABELS, EACH])
         if entry.reads == IDS:
             yield f"{where}.reads: found {IDS!r}; expected an input of the data, to learn from; name one"
-        yield from _loss(entry, where)
+        yield from real_student_faults(entry, where) if asks_numbers else _loss(entry, where)
         yield from _company(recipe, entry, where)
         if len(set(entry.seeds)) < len(entry.seeds):
             yield f"{where}.seeds: found {entry.seeds}; expected each seed once; remove the repeated"
         fusion = fusions.get(entry.fusion)
-        if fusion is not None and not fusion.is_lazy and loss.temperature not in fusion.temperatures:
+        stored = fusion is not None and not fusion.is_lazy and not asks_numbers
+        if fusion is not None and stored and loss.temperature not in fusion.temperatures:
             yield (
                 f"{where}.loss.temperature: found {loss.temperature:g}; expected one of fusion {fusion.name!r}, "
                 f"{fusion.temperatures}; add it to fusion.{fusion.name}.temperatures, for a mixture softened later "

@@ -15,6 +15,7 @@ from pipeline.store.codecs.base import Codec
 from pipeline.store.codecs.features import FEATURE_CODECS, feature_codec_json, measure_feature_error
 from pipeline.views import RowKeys
 from stages import data, teachers
+from stages.check_reals import refuse_reals
 from stages.recipe import TeacherEntry
 from stages.workspace import Workspace
 
@@ -24,6 +25,7 @@ WIDTH = 140
 
 def run(ws: Workspace) -> None:
     """Print a table of codecs for each teacher's logits, and one for each layer's features."""
+    refuse_reals(ws.recipe, "codecs")
     data.run(ws)
     for entry in ws.recipe.teacher:
         teachers.ensure(ws, entry)

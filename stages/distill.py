@@ -11,11 +11,13 @@ from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
 from stages import auto as choice
 from stages import fuse, generations, search
+from stages.check_reals import refuse_reals
 from stages.ensembles import join
 from stages.estimators import fit, is_estimator
 from stages.passes import Watch, passes, train_pass, unwatched
 from stages.recipe import StudentEntry, Sweep
 from stages.runs import Run, folder_of, members, runs
+from stages.show import in_words
 from stages.workspace import Workspace
 
 
@@ -33,6 +35,8 @@ def train(ws: Workspace, *, student: str | None = None, auto: bool = False) -> l
 
     With `auto`, each student's loss is chosen first, and trained in full beside the one that the recipe has.
     """
+    if auto:
+        refuse_reals(ws.recipe, "distill --auto")
     jobs: list[Run] = []
     if ws.ranks.is_first:
         jobs = _prepared(ws, student)
@@ -151,7 +155,7 @@ def _train_wave(ws: Workspace, jobs: Sequence[Run], watch: Watch) -> list[str]:
     for job in jobs:
         if (manifest := read_manifest(folder_of(ws, job))) is not None:
             scores = manifest.metrics["test"]
-            ws.say("distill", f"{job.name}: test accuracy {scores['accuracy']:.4f}, NLL {scores['nll']:.4f}")
+            ws.say("distill", f"{job.name}: test {in_words(scores, digits=4)}")
     return faults
 
 

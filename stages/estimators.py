@@ -2,7 +2,9 @@
 
 import time
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -11,12 +13,13 @@ from pipeline.errors import StillroomError
 from pipeline.loader import Reading, open_readings
 from pipeline.losses import make_alpha
 from pipeline.losses.alphas import Seen
-from pipeline.models import ESTIMATORS, SoftTargetEstimator, build_model
+from pipeline.models import ESTIMATORS, REGRESSORS, SoftTargetEstimator, build_model
 from pipeline.sparse import SparseTargets
+from pipeline.tasks import Reals
 from pipeline.views import Batch, Replayer, ViewLoader, imported_code
 from stages.runs import Run, folder_of
 from stages.show import progress
-from stages.students import reading_of, write
+from stages.students import reading_of, real_loss, write
 from stages.workspace import Workspace
 
 TINY = 1e-30  # a probability of nothing, as a log-probability that is finite
@@ -24,14 +27,24 @@ TINY = 1e-30  # a probability of nothing, as a log-probability that is finite
 
 def is_estimator(job: Run) -> bool:
     """Whether a run's student is one of scikit-learn's, which have no network to train in company."""
-    return job.entry.model.split(".")[0] == "sklearn" or job.entry.model in ESTIMATORS
+    model = job.entry.model
+    return model.split(".")[0] == "sklearn" or model in ESTIMATORS or model in REGRESSORS
 
 
 def fit(ws: Workspace, job: Run) -> list[str]:
     """Fit and seal a run's student; return what went wrong."""
+    return _fit_reals(ws, job, ws.task) if isinstance(ws.task, Reals) else _fit_classes(ws, job)
+
+
+def _fit_classes(ws: Workspace, job: Run) -> list[str]:
     started, where = time.perf_counter(), f"student.{job.entry.name}"
     folder, reading = folder_of(ws, job), reading_of(ws, job)
     try:
+        if job.entry.model in REGRESSORS:
+            raise StillroomError(
+                f"{where}.model: found {job.entry.model!r}, which answers with real numbers; expected a model of "
+                f"classes; name another"
+            )
         if not ws.shape(job.entry.reads):
             raise StillroomError(
                 f"{where}.reads: found text; expected numbers, for soft targets are fitted to those alone; name an "
@@ -57,6 +70,66 @@ def fit(ws: Workspace, job: Run) -> list[str]:
     write(ws, job, folder, answers, reading.targets, model=None, details=details, files=files)
     ws.made(folder, seconds=time.perf_counter() - started)
     return []
+
+
+def _fit_reals(ws: Workspace, job: Run, task: Reals) -> list[str]:
+    from pipeline.teachers import RegressorTeacher, fit_rows  # here, for no other student needs the code of teachers
+
+    started, where = time.perf_counter(), f"student.{job.entry.name}"
+    folder, reading, reads = folder_of(ws, job), reading_of(ws, job), job.entry.reads
+    try:
+        how: dict[str, Any] = {"num_classes": len(ws.classes), "in_shape": ws.shape(reads), "where": where}
+        estimator = build_model(job.entry.model, **how, is_real=True, **job.entry.options)
+        with progress(ws.console, f"distill {job.name}", None):
+            inputs, targets = numbers_of(ws, job, reading)
+            estimator = fit_rows(estimator, [inputs], task.in_units(targets), seed=job.draws_seed, where=where)
+    except StillroomError as error:
+        return [f"{job.name}: {error}"]
+    student = RegressorTeacher(estimator, task.standardised, where=where)  # it answers just as one that teaches
+    answers = {
+        name: torch.cat([student.predict(batch.inputs).logits for batch in ws.held_out(name, reads)])
+        for name in ("calibration", "test")
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    files = student.save(folder)
+    details = {"teacher_forwards": 0, "history": [], "steps": 0, "rows": len(targets), "parameters": None}
+    write(ws, job, folder, answers, reading.targets, model=None, details=details, files=files)
+    ws.made(folder, seconds=time.perf_counter() - started)
+    return []
+
+
+def numbers_of(ws: Workspace, job: Run, reading: Reading) -> tuple[Any, Tensor]:
+    """Return what a regressor is fitted to: inputs [N, ...] and numbers [N, P], NaN where there is nothing to learn.
+
+    They are what minimises alpha * squared error of the label + (1 - alpha) * that of the teachers: a mean of both
+    where a number is known. Raises: StillroomError for a loss of the teachers' that is none of squares.
+    """
+    reads = job.entry.reads
+    if reading.targets is None:
+        batch = ws.replayer_of(reads).batch("train", 0, ws.plan.splits["train"].labelled)
+        assert batch.targets is not None
+        return batch.inputs, batch.targets.cpu()
+    loss = real_loss(job)
+    if loss.kind != "mse":
+        raise StillroomError(
+            f"student.{job.entry.name}.loss.kind: found {loss.kind!r}; expected 'mse', for this student is fitted to "
+            f"squares alone; change it"
+        )
+    replayer = open_readings([reading], ws.samples(reads), device=ws.device)
+    batch = replayer.batch("train", 0, np.arange(len(ws.plan.splits["train"])))
+    assert batch.targets is not None
+    return batch.inputs, mixed(reading.targets.means("train"), batch.targets.cpu(), loss.alpha)
+
+
+def mixed(means: Tensor, targets: Tensor, alpha: float) -> Tensor:
+    """Return what minimises the loss of rows that show `targets`, NaN where unknown: [N, P], [N, P] -> [N, P].
+
+    A row's known numbers share alpha, all its numbers share 1 - alpha; NaN where neither says anything.
+    """
+    is_known = targets.isfinite().double()
+    own = alpha * is_known / is_known.sum(-1, keepdim=True).clamp(min=1)
+    theirs = (1 - alpha * is_known.amax(-1, keepdim=True)) / targets.shape[-1]
+    return (own * targets.nan_to_num() + theirs * means) / (own + theirs)  # 0 / 0 is NaN
 
 
 def _save(student: SoftTargetEstimator, folder: Path) -> list[str]:

@@ -48,6 +48,7 @@ from pipeline.lineage import (
 from pipeline.metrics import agreement, classification_metrics
 from pipeline.models import count_parameters
 from pipeline.report.numbers import size as as_size
+from stages.check_reals import refuse_reals
 from stages.networks import load_student
 from stages.recipe import StudentEntry
 from stages.runs import Run, folder_of, fusion_of, runs
@@ -71,6 +72,7 @@ def run(
 
     Trials of a sweep are exported by name only.
     """
+    refuse_reals(ws.recipe, "export")
     asked = _asked(formats)
     for job in _finished(ws, student, seed):
         folder = ensure(ws, job, asked)

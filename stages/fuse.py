@@ -1,6 +1,6 @@
 """fuse: teacher stores become target stores, without a teacher; each target is scored as a classifier first."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -8,16 +8,21 @@ from rich.table import Table
 from pipeline import fuse
 from pipeline.errors import StaleStoreError
 from pipeline.fusion import FUSIONS, Target
+from pipeline.fusion.real import REAL_FUSIONS, RealTarget
 from pipeline.lineage import differences, require_manifest
 from pipeline.report import DISHONEST
 from pipeline.report.numbers import span as as_span
 from pipeline.store import TeacherStore, open_teacher
 from pipeline.store.attributes import read_attributes
 from stages import data, league
+from stages.check_reals import refuse_reals
 from stages.mend import examine
 from stages.recipe import AUTO, FusionEntry
 from stages.show import progress
 from stages.workspace import Workspace
+
+FIGURES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}  # of the table of teachers and targets
+REAL_FIGURES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
 
 
 def run(ws: Workspace, only: str | None = None, *, compare: bool = False, auto: bool = False) -> None:
@@ -25,6 +30,8 @@ def run(ws: Workspace, only: str | None = None, *, compare: bool = False, auto: 
 
     `compare` shows every strategy there is instead, and fuses none; `auto` fuses the one that wins.
     """
+    if compare or auto:
+        refuse_reals(ws.recipe, "fuse --all" if compare else "fuse --auto")
     entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
     ensure_teacher_stores(ws)
     if compare or auto:
@@ -77,9 +84,11 @@ def ensure(ws: Workspace, entry: FusionEntry, *, check: bool = False) -> Path:
     return folder
 
 
-def target_of(ws: Workspace, entry: FusionEntry) -> Target:
+def target_of(ws: Workspace, entry: FusionEntry) -> Target | RealTarget:
     """Return what an entry asks for, unfitted."""
     strategy, options = ws.strategy_of(entry)
+    if ws.task.is_real:
+        return RealTarget(REAL_FUSIONS[strategy](**options), ws.task.metrics)
     return Target(FUSIONS[strategy](**options), entry.calibrate_pool, entry.correction)
 
 
@@ -99,19 +108,24 @@ def _check_parents(ws: Workspace, entry: FusionEntry, folder: Path) -> None:
 
 def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:
     """Return teachers and fused targets as classifiers, on calibration and test rows."""
-    table = Table("", title="League table (accuracy, NLL, ECE)", title_justify="left")
+    figures = REAL_FIGURES if ws.task.is_real else FIGURES
+    table = Table("", title=f"League table ({', '.join(figures.values())})", title_justify="left")
     for split in ("calibration", "test"):
-        for column in (split, "NLL", "ECE"):
+        for column in (split, *list(figures.values())[1:]):
             table.add_column(column, justify="right", no_wrap=True)
     for teacher in ws.recipe.teacher:
         scores = ws.teacher_store_scores(teacher.name)
-        table.add_row(f"teacher {teacher.name}", *_cells(scores))
+        table.add_row(f"teacher {teacher.name}", *_cells(scores, figures))
     for fusion in fusions:
         manifest = require_manifest(ws.target_folder(fusion), "target store", make_with="stillroom fuse")
         mark = "" if fuse.is_honest(manifest.config) else f" ({DISHONEST})"
-        table.add_row(f"fusion {fusion.name}{mark}", *_cells(manifest.details["scores"]))
+        table.add_row(f"fusion {fusion.name}{mark}", *_cells(manifest.details["scores"], figures))
     return table
 
 
-def _cells(scores: dict[str, dict[str, float]]) -> list[str]:
-    return [f"{scores[split][key]:.4f}" for split in ("calibration", "test") for key in ("accuracy", "nll", "ece")]
+def _cells(scores: dict[str, dict[str, float]], figures: Iterable[str]) -> list[str]:
+    return [
+        f"{scores[split][key]:.4f}" if key in scores[split] else "-"
+        for split in ("calibration", "test")
+        for key in figures
+    ]

@@ -10,11 +10,16 @@ from pipeline.errors import StillroomError, near_names
 from stages.check import cross_faults
 from stages.document import parse, read_document, shown, value_faults
 from stages.recipe import Data, FusionEntry, InputEntry, Logits, LossEntry, Recipe, StudentEntry, TeacherEntry, Views
+from stages.source_entry import ConvertEntry, ExtractEntry, PivotEntry, SourceEntry
 
 SHIPPED = Path(__file__).parent / "recipes"
 MAX_FAULTS, MAX_FAULT = 40, 1000  # that are told at once, and characters of each
 SECTIONS: dict[str, type[BaseModel]] = {
     "data": Data,
+    "source": SourceEntry,
+    "extract": ExtractEntry,
+    "convert": ConvertEntry,
+    "pivot": PivotEntry,
     "input": InputEntry,
     "views": Views,
     "teacher": TeacherEntry,
@@ -105,7 +110,7 @@ def _place(document: Mapping[str, Any], loc: Sequence[Any]) -> str:
         if isinstance(part, int):
             name = here.get("name") if isinstance(here, Mapping) else None
             words.append(str(name or f"[{part}]"))
-        elif not (isinstance(part, str) and (part in ("str",) or "[" in part or part == "constrained-float")):
+        elif not (isinstance(part, str) and (part in ("str", "float") or "[" in part or part == "constrained-float")):
             words.append(str(part))
     return ".".join(words)
 

@@ -57,6 +57,7 @@ def ensure(ws: Workspace, entry: TeacherEntry, *, check: bool = False) -> Path:
         encoding,
         weights=_weights(ws, entry),
         head=teacher.head,
+        task=ws.task,
     )
     mending.begin(writer)
     return _dump(ws, entry, teacher, writer, encoding, manifest)
@@ -68,7 +69,7 @@ def _encoding(ws: Workspace, entry: TeacherEntry, teacher: Teacher) -> Encoding:
         teacher,
         ws.replayer_of(entry.reads),
         num_classes=len(ws.classes),
-        codec=logits.codec,
+        codec=ws.codec_of(logits),
         max_kl=logits.max_kl,
         feature_codec=logits.feature_codec,
         where=where,

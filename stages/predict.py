@@ -129,6 +129,11 @@ def _from_student(folder: Path, manifest: Manifest) -> Student:
     plans, mark = folder.resolve().parent.parent / "plans", manifest.config["plan"]
     found = next(iter(sorted(plans.glob(f"*-{mark[:12]}"))), plans / f"*-{mark[:12]}")
     plan = require_manifest(found, "view plan", make_with="stillroom data")
+    if "shape" not in plan.details:
+        raise StillroomError(
+            f"{folder}: found a student of records; expected one of pictures, for what makes an input of a record is "
+            f"no part of a network; name another"
+        )
     channels, height, width = plan.details["shape"]
     network = load_student(folder, manifest, (channels, height, width))
     model = Deployed(network, mean=plan.config["mean"], std=plan.config["std"])

@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from pipeline.errors import StillroomError, near_names
+from stages.source_entry import SourceEntry
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.]*$", max_length=60)]
 RecipeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=60)]
@@ -23,15 +24,18 @@ class Section(BaseModel):
 class Data(Section):
     """What to learn from: a catalogue name, a folder of pictures, or a table of one's own.
 
-    Of a table, `label` is the column of classes, `text` the columns of words, `drop` those that no model may see,
-    `groups` one whose groups are compared, and `test_rows` one that says which rows are the test, or a second file of
-    them.
+    Of a table, `label` is the column of classes, or `numbers` those of real numbers to answer with, `text` the columns
+    of words, `drop` those that no model may see, `groups` one whose groups are compared, and `test_rows` one that says
+    which rows are the test, or a second file of them. Of several sources, which [[source]] describe, `key` is the
+    column that all of them share.
     """
 
     name: str | None = None
     folder: str | None = None
     table: str | None = None
+    key: str | None = None
     label: str | None = None
+    numbers: list[str] = []
     text: list[str] = []
     drop: list[str] = []
     groups: str | None = None
@@ -180,6 +184,12 @@ class LossEntry(BaseModel):
         return dict(self.model_extra or {})
 
     @property
+    def real_config(self) -> dict[str, Any]:
+        """The same of a student of real numbers, whose losses are others, and so are their defaults."""
+        said: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set & {"kind", "alpha"}}
+        return {"kind": "mse", "alpha": 0.5, **said, **self.options}
+
+    @property
     def config(self) -> dict[str, Any]:
         """What the trained weights depend on, as JSON; keys that came later are there only when set."""
         from pipeline.features import VERSION
@@ -233,11 +243,18 @@ class Sweep(Section):
 
 
 class Recipe(Section):
-    """A whole run."""
+    """A whole run.
+
+    `task` says what it is an example of: 'stillroom recipes' runs those that ship and name one, the `long` ones only
+    when they are asked for. Neither changes what is made.
+    """
 
     name: RecipeName
+    task: Annotated[str, StringConstraints(min_length=1, max_length=60)] | None = None
+    long: bool = False
     seed: Annotated[int, Field(ge=0)] = 0
     data: Data
+    source: list[SourceEntry] = []
     input: list[InputEntry] = []
     views: Views = Views()
     teacher: Annotated[list[TeacherEntry], Field(min_length=1)]

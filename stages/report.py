@@ -15,9 +15,12 @@ from pipeline.datasets import ImageDataset
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, artefact_folder, fingerprint, read_cost, read_manifest, write_durably
 from pipeline.models import SoftTree
+from pipeline.real_metrics import regression_metrics, rmse_of_outputs
 from pipeline.report import Cost, Member, Part
 from pipeline.store import TargetStore, open_targets, open_teacher
+from pipeline.tasks import Draws, Reals
 from stages import auto, runs, search
+from stages.judging import Judging
 from stages.league import LEAGUE
 from stages.networks import load_student
 from stages.recipe import AUTO, Sweep
@@ -60,7 +63,8 @@ def run(ws: Workspace) -> None:
             f"{ws.root}: found nothing finished of recipe {ws.recipe.name!r}; expected a teacher store at least; "
             f"run 'stillroom distill {ws.recipe.name}'"
         )
-    found.parts = [_with_more(ws, part) for part in found.parts]
+    judging = Judging(ws) if isinstance(ws.task, Draws) else None
+    found.parts = [_with_more(ws, part, judging) for part in found.parts]
     rows, league = [part.row for part in found.parts], _league(ws)
     folder = ws.root / "reports" / ws.recipe.name
     page, results = folder / "index.html", json.dumps(reports.results(ws.recipe.name, rows), indent=1) + "\n"
@@ -68,11 +72,11 @@ def run(ws: Workspace) -> None:
         write_durably(folder / "results.json", results.encode())
     made_from = fingerprint(
         {"rows": rows, "costs": [(c.stage, c.folder.name, c.seconds) for c in found.costs], "missing": found.missing}
-        | {"facts": _facts(ws), "sources": reports.sources_digest(), "league": league and league.fingerprint}
+        | {"facts": _facts(ws, judging), "sources": reports.sources_digest(), "league": league and league.fingerprint}
         | {"sweeps": [asdict(sweep) for sweep in found.sweeps], "losses": [asdict(table) for table in found.losses]}
     )
     if not reports.is_current(page, made_from):
-        write_durably(page, reports.render(_report(ws, found, league, made_from)).encode())
+        write_durably(page, reports.render(_report(ws, found, league, made_from, judging)).encode())
         ws.done.append(str(page))
     ws.say("report", f"{page}: {reports.headline_text(rows)}")
     if found.missing:
@@ -186,19 +190,24 @@ def _add_losses(ws: Workspace, found: Found) -> None:
 
 
 def _trees(ws: Workspace, found: Found) -> Iterator[reports.Tree]:
-    """Yield the soft decision trees among the students, the first seed of each; a sweep's best stands for it."""
+    """Yield the soft decision trees among the students, the first seed of each; a sweep's best stands for it.
+
+    They read pictures, which are drawn, or a table, whose columns have names: what an encoder says tells nobody a word.
+    """
     seen = set[str]()
-    if not isinstance(ws.dataset, ImageDataset):
-        return  # its tests are drawn as pictures
     for part in reports.listed(found.of("student"), found.sweeps):
         name, manifest = part.row["name"], part.manifest
         if manifest is None or name in seen or manifest.config["training"]["model"] != "soft_tree":
             continue
         seen.add(name)
-        model = load_student(part.folder, manifest, ws.dataset.shape)
+        reads = manifest.config["training"].get("reads")
+        names = getattr(ws.samples(reads), "names", None)
+        if names is None and not isinstance(ws.dataset, ImageDataset):
+            continue
+        model = load_student(part.folder, manifest, ws.shape(reads))
         if isinstance(model, SoftTree):  # and no ensemble of some
-            inputs = [batch.inputs.cpu() for batch in ws.held_out("test")]
-            yield reports.tree_of(name, part.row["seed"], model, inputs, ws.plan.splits["test"].labels)
+            inputs, labels = [batch.inputs.cpu() for batch in ws.held_out("test", reads)], ws.plan.splits["test"].labels
+            yield reports.tree_of(name, part.row["seed"], model, inputs, labels, names=names)
 
 
 def _league(ws: Workspace) -> Manifest | None:
@@ -208,7 +217,9 @@ def _league(ws: Workspace) -> Manifest | None:
     return next((manifest for manifest in manifests if manifest is not None), None)
 
 
-def _report(ws: Workspace, found: Found, league: Manifest | None, made_from: str) -> reports.Report:
+def _report(
+    ws: Workspace, found: Found, league: Manifest | None, made_from: str, judging: Judging | None
+) -> reports.Report:
     labels = ws.plan.splits["test"].labels
     students, fusions = found.of("student"), found.of("fusion")
     focus = students[0].row["fusion"] if students else fusions[0].row["name"] if fusions else None
@@ -220,15 +231,18 @@ def _report(ws: Workspace, found: Found, league: Manifest | None, made_from: str
         parts=found.parts,
         missing=found.missing,
         classes=ws.classes,
-        members=list(_members(Found(reports.listed(found.parts, found.sweeps)), torch.from_numpy(labels))),
+        members=[] if ws.task.is_real else list(_members(found, torch.from_numpy(labels))),
         labels=labels,
         fusion=focus,
         best_teacher=ws.best_teacher([part.row["name"] for part in found.of("teacher")]),
         disagreement={name: store.read("train", "disagreement") for name, store in stores.items()},
+        errors=_errors(ws, found) if ws.task.is_real and judging is None else {},
+        grid=None if judging is None else judging.grid(reports.listed(found.parts, found.sweeps), _answers),
+        unit=ws.task.unit if isinstance(ws.task, Reals) else "",
         samples=lambda positions: _shown(ws, ws.plan.splits["test"].ids[positions]),
         costs=found.costs,
-        facts=_facts(ws),
-        teaching=None if taught is None else _teaching(found, taught, stores[taught]),
+        facts=_facts(ws, judging),
+        teaching=None if taught is None or ws.task.is_real else _teaching(found, taught, stores[taught]),
         train_samples=lambda positions: _as_shown(ws, positions),
         strategies=None if league is None else league.details,
         sweeps=found.sweeps,
@@ -259,25 +273,59 @@ def _as_shown(ws: Workspace, positions: np.ndarray) -> Sequence[reports.Sample]:
     return list(((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy())
 
 
-def _with_more(ws: Workspace, part: Part) -> Part:
-    """Return a part with the figures that tables are judged by: areas under curves, gaps between groups of rows."""
-    test, groups = ws.plan.splits["test"], ws.dataset.group_of
+def _with_more(ws: Workspace, part: Part, judging: Judging | None) -> Part:
+    """Return a part with the figures that tables are judged by: areas under curves, gaps between groups, rankings."""
+    if judging is not None:
+        return reports.with_figures(part, judging.figures(_answers(part)))
+    test, groups, ranking = ws.plan.splits["test"], ws.dataset.group_of, ws.dataset.ranking
+    if isinstance(ws.task, Reals):
+        reference = _reference(ws, ws.task)
+        return part if reference is None else reports.with_skill(part, reference)
     named = None if groups is None else groups[test.ids].tolist()
-    return reports.with_more(part, _answers(part), torch.from_numpy(test.labels), named)
+    ranked = None if ranking is None else ranking.of(test.ids)
+    return reports.with_more(part, _answers(part), torch.from_numpy(test.labels), named, ranked)
+
+
+def _reference(ws: Workspace, task: Reals) -> float | None:
+    """Return the rmse of the data set's reference forecast on test rows, None where it has none."""
+    test, dataset = ws.plan.splits["test"], ws.dataset
+    if isinstance(dataset, ImageDataset) or dataset.reference is None:
+        return None
+    forecast = torch.from_numpy(dataset.reference[test.ids])
+    return regression_metrics(forecast, task.in_units(task.truth(test)))["rmse"]
 
 
 def _answers(part: Part) -> torch.Tensor:
     """Return the log-probabilities of a part on the test rows: [N, C]."""
     if part.row["kind"] == "teacher":
-        return open_teacher(part.folder).logits("test").log_softmax(-1)
+        answers = open_teacher(part.folder).logits("test")
+        return answers if "rmse" in part.row else answers.log_softmax(-1)
     if part.row["kind"] == "fusion":
         store = open_targets(part.folder)
-        return store.log_probs("test", temperature=min(store.temperatures))
-    return reports.student_answers(part.folder)
+        return store.means("test") if store.is_real else store.log_probs("test", temperature=min(store.temperatures))
+    return reports.student_answers(part.folder, are_real="rmse" in part.row)
+
+
+def _errors(ws: Workspace, found: Found) -> dict[str, tuple[str, list[float]]]:
+    """Return the rmse of each number on test rows by model, after its kind; of baselines that on hard labels."""
+    truth, squares = ws.task.truth(ws.plan.splits["test"]), dict[tuple[str, str], list[torch.Tensor]]()
+    assert isinstance(ws.task, Reals)
+    std = torch.tensor(ws.task.std, dtype=torch.float64)
+    for part in reports.listed(found.parts, found.sweeps):
+        kind, name = part.row["kind"], part.row["name"]
+        if kind == "baseline" and name != "hard_labels":
+            continue
+        shown = f"{part.row['student']} on hard labels" if kind == "baseline" else name
+        squares.setdefault((kind, shown), []).append(rmse_of_outputs(_answers(part), truth).square())
+    return {
+        f"{name} (fusion)" if kind == "fusion" else name: (kind, (torch.stack(own).mean(0).sqrt() * std).tolist())
+        for (kind, name), own in squares.items()
+    }
 
 
 def _members(found: Found, labels: torch.Tensor) -> Iterator[Member]:
     """Yield teachers, fusions, then the first seed of each student and of hard labels, as they answer test rows."""
+    found = Found(reports.listed(found.parts, found.sweeps))
     for part in found.of("teacher", "fusion"):
         yield reports.member_of(part.row["name"], part.row["kind"], _answers(part), labels)
     seen = set[tuple[str, str]]()
@@ -290,6 +338,7 @@ def _members(found: Found, labels: torch.Tensor) -> Iterator[Member]:
             yield reports.member_of(name, kind, _answers(part), labels)
 
 
-def _facts(ws: Workspace) -> dict[str, list[tuple[str, str]]]:
+def _facts(ws: Workspace, judging: Judging | None) -> dict[str, list[tuple[str, str]]]:
     splits: dict[str, Any] = {name: (len(split), len(split.labelled)) for name, split in ws.plan.splits.items()}
-    return reports.facts(ws.recipe.name, ws.dataset.name, ws.plan.config, splits, num_classes=len(ws.classes))
+    found = reports.facts(ws.recipe.name, ws.dataset.name, ws.plan.config, splits, num_classes=len(ws.classes))
+    return found if judging is None else {**found, "Judge": judging.facts()}

@@ -1,17 +1,31 @@
 """A recipe's data on this machine: its samples, the view plan, and rows ready for a model."""
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from pydantic import TypeAdapter
 
-from pipeline.datasets import ImageDataset, RecordDataset, open_dataset, open_table
+from pipeline.datasets import (
+    ImageDataset,
+    RecordDataset,
+    SourceSpec,
+    made_sources,
+    open_dataset,
+    open_sources,
+    open_table,
+)
+from pipeline.datasets.inputs import OfSource
 from pipeline.errors import StillroomError
+from pipeline.tasks import Classes, Draws, Reals, Task
 from pipeline.views import (
+    UNLABELLED,
     Batch,
     Replayer,
+    Split,
     ViewPlan,
     assign_folds,
     make_splits,
@@ -46,32 +60,32 @@ class Rows:
         """The data set, fetched if need be."""
         data, raw = self.recipe.data, self.root / "raw"
         inputs = {entry.name: {"kind": entry.kind, **entry.options} for entry in self.recipe.input}
-        memory_budget = int(data.memory_gb * 2**30)
+        common: dict[str, Any] = {"inputs": inputs, "memory_budget": int(data.memory_gb * 2**30)}
+        if data.table is None and not self.recipe.source:
+            place = data.name or _folder(str(data.folder))
+            return open_dataset(place, raw, size=data.size, channels=data.channels, **common)
+        columns = {"drop": data.drop, "text": data.text, "groups": data.groups, "test": data.test_rows}
+        common |= {"label": data.label, **columns}
         if data.table is not None:
-            return open_table(
-                _file(data.table),
-                raw,
-                label=str(data.label),
-                drop=data.drop,
-                text=data.text,
-                groups=data.groups,
-                test=data.test_rows,
-                inputs=inputs,
-                memory_budget=memory_budget,
-            )
-        return open_dataset(
-            data.name or _folder(str(data.folder)),
-            raw,
-            size=data.size,
-            channels=data.channels,
-            memory_budget=memory_budget,
-            inputs=inputs,
-        )
+            return open_table(_file(data.table), raw, numbers=data.numbers, **common)
+        specs = [TypeAdapter(SourceSpec).validate_python(entry.model_dump()) for entry in self.recipe.source]
+        folder = None if data.name is None else made_sources(data.name, raw)
+        return open_sources(specs, raw, key=str(data.key), folder=folder, name=data.name, **common)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes, in the order of the last axis."""
+        """The classes, or what the numbers are of, in the order of the last axis."""
         return self.dataset.classes
+
+    @cached_property
+    def task(self) -> Task:
+        """What is asked of the models; of real numbers, their scale is that of the train rows that show them."""
+        dataset = self.dataset
+        if isinstance(dataset, ImageDataset) or dataset.targets is None:
+            return Classes(dataset.classes)
+        train = self._splits["train"]
+        kind = Draws if dataset.draws else Reals
+        return kind.of(dataset.classes, dataset.targets[train.ids[train.labelled]], dataset.unit)
 
     def samples(self, reads: str | None = None) -> Any:
         """Return the samples as a model that reads this input sees them; pictures have one input, None, besides ids."""
@@ -81,6 +95,19 @@ class Rows:
         """Return the shape of a sample of an input: (C, H, W) of a picture, (L,) of words, () of text."""
         return tuple(self.samples(reads).shape)
 
+    def source_of(self, reads: str | None = None) -> OfSource | None:
+        """Return the input that a model reads where it is of one source alone, else None."""
+        if reads == IDS or not isinstance(self.dataset, RecordDataset):
+            return None
+        return self.dataset.source_of(reads)
+
+    def has_source(self, reads: str | None = None) -> np.ndarray | None:
+        """Return which samples have the one source that an input is of: bool [N]; None where it is of no single one."""
+        source = self.source_of(reads)
+        if source is None or not isinstance(self.dataset, RecordDataset):
+            return None
+        return self.dataset.presence[:, self.dataset.sources.index(source.source)]
+
     @cached_property
     def _fitted(self) -> Any:
         return self.dataset.fit(self.plan.splits["train"].ids)
@@ -88,10 +115,10 @@ class Rows:
     # -- rows -------------------------------------------------------------------------------------------------------
 
     @cached_property
-    def plan(self) -> ViewPlan:
-        """The view plan of the recipe."""
+    def _splits(self) -> dict[str, Split]:
+        """The splits of the plan, as yet without real numbers."""
         data, dataset = self.recipe.data, self.dataset
-        splits = make_splits(
+        return make_splits(
             dataset.labels,
             dataset.official_test,
             calibration=data.calibration,
@@ -102,6 +129,14 @@ class Rows:
             units=dataset.units,
             seed=self.recipe.seed,
         )
+
+    @cached_property
+    def plan(self) -> ViewPlan:
+        """The view plan of the recipe."""
+        dataset, splits = self.dataset, dict(self._splits)
+        if isinstance(self.task, Reals) and isinstance(dataset, RecordDataset) and dataset.targets is not None:
+            truth, scaled = dataset.targets, self.task.standardised
+            splits = {name: _showing(split, scaled(truth[split.ids])) for name, split in splits.items()}
         mean: tuple[float, ...] = ()
         std: tuple[float, ...] = ()
         if isinstance(dataset, ImageDataset):
@@ -171,7 +206,8 @@ class IdReplayer(Replayer):
         """Return rows: int64 positions [B] within the split -> Batch whose inputs are int64 [B]."""
         ids = self.samples.read(self.plan.splits[split].ids[positions])
         labels = self._labels[split][positions].to(self.device)
-        return Batch(ids, labels, partner_labels=None, mix=None, positions=positions, view=view)
+        targets = self.targets(split, positions)
+        return Batch(ids, labels, partner_labels=None, mix=None, positions=positions, view=view, targets=targets)
 
 
 def _folder(text: str) -> str:
@@ -188,6 +224,11 @@ def _file(text: str) -> Path:
     if not path.is_file():
         raise StillroomError(f"data.table: found no file {text!r}; expected a table of records; correct the path")
     return path.resolve()
+
+
+def _showing(split: Split, targets: np.ndarray) -> Split:
+    """Return a split with the real numbers [N, P] of its rows, those that learners may see."""
+    return replace(split, targets=np.where(split.labels[:, None] == UNLABELLED, np.float32(np.nan), targets))
 
 
 def _standardisation(dataset: ImageDataset, ids: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -63,6 +63,11 @@ class Run:
         return loss.config
 
     @property
+    def real_loss(self) -> dict[str, Any]:
+        """The same where real numbers are asked for."""
+        return LABELS_ONLY if self.fusion is None else self.entry.loss.real_config
+
+    @property
     def is_own(self) -> bool:
         """Whether it is what its entry says, and no baseline."""
         return self.role == "student"
@@ -123,13 +128,14 @@ def folder_of(ws: Workspace, job: Run) -> Path:
 
 def config_of(ws: Workspace, job: Run) -> dict[str, Any]:
     """Return what a run's student is made from."""
+    loss = job.real_loss if ws.task.is_real else job.loss
     if job.fusion is None:
-        config = ws.student_config(job.entry, job.seed, None, job.loss)
+        config = ws.student_config(job.entry, job.seed, None, loss)
     elif job.is_lazy:
         lazy = ws.lazy_config(job.fusion)
-        config = {**ws.student_config(job.entry, job.seed, lazy, job.loss), "lazy": lazy}
+        config = {**ws.student_config(job.entry, job.seed, lazy, loss), "lazy": lazy}
     else:
-        config = ws.student_config(job.entry, job.seed, ws.target_config(job.fusion), job.loss)
+        config = ws.student_config(job.entry, job.seed, ws.target_config(job.fusion), loss)
     if job.entry.ensemble is not None:
         config["members"] = job.entry.ensemble
     return config if job.member is None else {**config, "member": job.member}

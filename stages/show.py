@@ -1,14 +1,14 @@
 """What a stage shows while it works: a progress bar on a terminal, nothing elsewhere."""
 
-from collections.abc import Callable, Iterator, Sequence, Sized
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeRemainingColumn
-from torch import nn
+from torch import Tensor, nn
 
+from pipeline.tasks import Task
 from pipeline.train import predict
 from pipeline.views import Batch
 
@@ -36,9 +36,17 @@ def progress(console: Console, text: str, total: int | None) -> Iterator[Bar]:
         yield Bar(lambda step: bar.update(task, completed=step), lambda block: bar.update(task, advance=len(block)))
 
 
-def quick_scores(model: nn.Module, batches: Sequence[Batch], precision: str) -> dict[str, float]:
-    """Return NLL and accuracy of a model on held-out batches: what training is steered by."""
-    log_probs = predict(model, iter(batches), precision=precision)
-    labels = torch.cat([batch.labels for batch in batches]).cpu()
-    nll = -log_probs.gather(1, labels[:, None]).mean().item()
-    return {"nll": nll, "accuracy": (log_probs.argmax(1) == labels).double().mean().item()}
+def quick_scores(
+    model: nn.Module, batches: Sequence[Batch], truth: Tensor, task: Task, precision: str
+) -> dict[str, float]:
+    """Return what training is steered by, on held-out batches: NLL and accuracy, or errors of real numbers."""
+    return task.steering(predict(model, iter(batches), precision=precision, answers=task.answers), truth)
+
+
+def in_words(scores: Mapping[str, float], digits: int = 3) -> str:
+    """Return a model's figures as a stage says them: accuracy and NLL, or errors of real numbers."""
+    if "energy" in scores:
+        return f"energy distance {scores['energy']:.4g}, RMSE {scores['rmse']:.4g}"
+    if "mae" in scores:
+        return f"MAE {scores['mae']:.4g}, RMSE {scores['rmse']:.4g}"
+    return f"accuracy {scores['accuracy']:.{digits}f}, NLL {scores['nll']:.{digits}f}"

@@ -6,19 +6,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from pipeline.errors import StillroomError
 from pipeline.features import FeatureEntry, ThroughHead, parse_feature_loss
 from pipeline.lazy import LAZY, LazyLoss
 from pipeline.lineage import Manifest, file_digest, write_cost
 from pipeline.loader import Reading
-from pipeline.losses import kl_divergence
-from pipeline.metrics import agreement, classification_metrics
+from pipeline.losses import RealDistillation, kl_divergence
+from pipeline.metrics import agreement
 from pipeline.models import build_model, count_parameters
 from pipeline.models.weights import save_weights
-from pipeline.objective import Followed, Objective, follow
+from pipeline.objective import Followed, Objective, RealObjective, follow
 from pipeline.store import TargetStore, TeacherStore, open_targets, open_teacher
 from pipeline.train import Companion, Fitted, Loss, Ranks, Trainee, label_loss, predict, prepare, seeded
 from pipeline.train import Run as Training
@@ -88,7 +88,7 @@ def begin(
         model, followed = follow(entries, model, stores, **shape, seed=job.draws_seed, where=where)  # type: ignore[arg-type]
         model = model.to(ws.device)
     steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
-    monitor = entry.monitor if reading.targets is not None else "nll"
+    monitor = entry.monitor if reading.targets is not None and not ws.task.is_real else ws.task.steered_by
     schedule = replace(ws.schedule(entry, steps, epoch), monitor=monitor)
     loss, companion, lazy = _loss(ws, job, model, followed, steps)
     precision, folder = ws.precision(entry), folder_of(ws, job)
@@ -110,7 +110,13 @@ def begin(
 def _untrained(ws: Workspace, job: Run) -> nn.Module:
     entry = job.entry
     build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.shape(entry.reads))
-    return seeded(lambda: build(where=f"student.{entry.name}", **entry.options), job.draws_seed)
+    model = seeded(lambda: build(where=f"student.{entry.name}", **entry.options), job.draws_seed)
+    if not isinstance(model, nn.Module):
+        raise StillroomError(
+            f"student.{entry.name}.model: {entry.model} returned a {type(model).__name__}; expected a network; name "
+            f"scikit-learn's own by 'sklearn.<module>:<class>', or a network"
+        )
+    return model
 
 
 def _feature_stores(reading: Reading) -> Sequence[TeacherStore]:
@@ -122,6 +128,8 @@ def _loss(
 ) -> tuple[Loss, Companion | None, LazyLoss | None]:
     """Return what a run minimises, what learns beside it, and what weighs the teachers where that needs the student."""
     loss = job.entry.loss
+    if ws.task.is_real:
+        return ws.task.loss if job.fusion is None else RealObjective(real_loss(job)), None, None
     if job.fusion is None:
         smoothing = loss.smoothing if job.is_own else 0.0
         return partial(label_loss, smoothing=smoothing), None, None
@@ -141,6 +149,13 @@ def _loss(
         return objective, objective, None
     lazy = lazy_loss(ws, job, model, objective, steps)
     return lazy, lazy, lazy
+
+
+def real_loss(job: Run) -> RealDistillation:
+    """Return what a run that follows real numbers minimises."""
+    loss = job.entry.loss
+    said = {key: value for key, value in loss.real_config.items() if key not in loss.options}
+    return RealDistillation(**said, options=loss.options, where=f"student.{job.entry.name}.loss")
 
 
 def lazy_loss(ws: Workspace, job: Run, model: nn.Module, objective: Objective, steps: int) -> LazyLoss:
@@ -168,7 +183,7 @@ def judged(
     "kl" is KL(target ‖ student) at the temperature of the loss, times its square, in nats.
     """
     rows = ws.held_out("calibration", job.entry.reads)
-    figures = quick_scores(model, rows, precision)
+    figures = quick_scores(model, rows, ws.task.truth(ws.plan.splits["calibration"]), ws.task, precision)
     if targets is not None:
         temperature = job.entry.loss.temperature
         wanted = targets.log_probs("calibration", temperature=temperature)
@@ -182,7 +197,10 @@ def seal(ws: Workspace, student: Student, fitted: Fitted) -> Manifest:
     job, model, folder = student.job, student.model, student.folder
     precision = ws.precision(job.entry)
     rows = {name: ws.held_out(name, job.entry.reads) for name in ("calibration", "test")}
-    answers = {name: predict(model, iter(batches), precision=precision) for name, batches in rows.items()}
+    answers = {
+        name: predict(model, iter(batches), precision=precision, answers=ws.task.answers)
+        for name, batches in rows.items()
+    }
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(model, folder / WEIGHTS)
     details: dict[str, Any] = {
@@ -213,11 +231,12 @@ def write(
     details: Mapping[str, Any],
     files: Sequence[str] = (WEIGHTS,),
 ) -> Manifest:
-    """Seal a student's folder, whose `files` are there: answers as log-probabilities [N, C] by split."""
+    """Seal a student's folder, whose `files` are there: its answers by split, log-probabilities [N, C] or [N, P]."""
     save_file({name: rows.half().contiguous() for name, rows in answers.items()}, folder / ANSWERS)
-    labels = {name: torch.from_numpy(ws.plan.splits[name].labels) for name in answers}
-    metrics: dict[str, Any] = {name: classification_metrics(rows, labels[name]) for name, rows in answers.items()}
-    if targets is not None:
+    metrics: dict[str, Any] = {
+        name: ws.task.metrics(rows, ws.task.truth(ws.plan.splits[name])) for name, rows in answers.items()
+    }
+    if targets is not None and not targets.is_real:
         fused = targets.log_probs("test", temperature=job.entry.loss.temperature)
         metrics["test"]["agreement"] = agreement(answers["test"], fused)
     counted = {} if model is None else {"parameters": count_parameters(model)}

@@ -1,30 +1,40 @@
 """teachers: train each on the labelled rows, or find it finished."""
 
 import time
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
-from pipeline.calibration import fit_temperature
 from pipeline.errors import StillroomError, unknown_name
 from pipeline.lineage import Manifest, file_digest, read_manifest
-from pipeline.metrics import classification_metrics
-from pipeline.models import build_model, count_parameters, is_estimator
+from pipeline.models import build_model, count_parameters
 from pipeline.models.estimators import load_sklearn
 from pipeline.models.taps import find_layer
 from pipeline.models.weights import load_weights
-from pipeline.teachers import SklearnTeacher, Teacher, TorchTeacher, fit_sklearn, fit_torch
+from pipeline.tasks import Reals
+from pipeline.teachers import (
+    RegressorTeacher,
+    SklearnTeacher,
+    SourceTeacher,
+    Teacher,
+    TorchTeacher,
+    fit_regressor,
+    fit_sklearn,
+    fit_torch,
+)
 from pipeline.teachers.sklearn import ESTIMATOR
 from pipeline.teachers.torch import WEIGHTS
-from pipeline.train import Fitted, prepare, seeded
+from pipeline.train import OWN, Evaluate, Fitted, own_figure, own_loss, prepare, seeded
 from pipeline.views import UNLABELLED, Replayer, ViewLoader, with_wrong_labels, without_classes
 from stages import data, teacher_files
 from stages.check import check_imported_teachers
 from stages.recipe import TeacherEntry
-from stages.show import progress, quick_scores
+from stages.show import in_words, progress, quick_scores
 from stages.workspace import Workspace, fold_model_name
 
 FILES = (WEIGHTS, ESTIMATOR, *teacher_files.FILES.values())  # what a teacher may be kept in
@@ -63,13 +73,14 @@ def ensure(ws: Workspace, entry: TeacherEntry, fold: int | None = None) -> Path:
         manifest = _seal(ws, entry, fold, folder, details)
         ws.made(folder, seconds=seconds)
     scores = manifest.metrics["calibration"]
-    ws.say("teachers", f"{manifest.name}: calibration accuracy {scores['accuracy']:.3f}, NLL {scores['nll']:.3f}")
+    ws.say("teachers", f"{manifest.name}: calibration {in_words(scores)}")
     return folder
 
 
 def shown_labels(ws: Workspace, entry: TeacherEntry, fold: int | None = None) -> np.ndarray:
     """Return the train labels that a teacher, or its model without a fold, learns from: int64 [N], -1 where hidden.
 
+    They are hidden of rows that lack the one source that it reads: of those it will say nothing.
     Raises: StillroomError for an unknown class, and when nothing is left to learn from.
     """
     where, classes, train = f"teacher.{entry.name}", list(ws.classes), ws.plan.splits["train"]
@@ -86,6 +97,8 @@ def shown_labels(ws: Workspace, entry: TeacherEntry, fold: int | None = None) ->
                 f"wrong; set it to 0"
             )
         labels = with_wrong_labels(labels, train.ids, entry.wrong_labels, kept, entry.seed)
+    if (has_source := ws.has_source(entry.reads)) is not None:
+        labels = np.where(has_source[train.ids], labels, UNLABELLED)
     if fold is not None:
         labels = labels.copy()
         labels[train.labelled[ws.fold_of == fold]] = UNLABELLED
@@ -105,11 +118,15 @@ def _train(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path) -
     model = build(ws, entry)
     replayer = ws.replayer_of(entry.reads).showing(shown_labels(ws, entry, fold))
     name = fold_model_name(entry.name, fold)
-    if is_estimator(model):
+    if not isinstance(model, nn.Module):
         plain = [view for view in range(ws.plan.count) if not ws.plan.is_mixed("train", view)] or [0]
+        how: dict[str, Any] = {"views": plain[: entry.fit_views], "seed": entry.seed, "where": f"teacher.{name}"}
         with progress(ws.console, f"fit {name}", None):
-            estimator = fit_sklearn(model, replayer, views=plain[: entry.fit_views], seed=entry.seed)
-        SklearnTeacher(estimator, len(ws.classes)).save(folder)
+            if isinstance(ws.task, Reals):
+                estimator = fit_regressor(model, replayer, in_units=ws.task.in_units, **how)
+            else:
+                estimator = fit_sklearn(model, replayer, **how)
+        _of_estimator(ws, estimator).save(folder)
         return {"parameters": None, "history": []}
     for layer in ws.recipe.logits.features:  # what the dump will ask for must be there before the training is paid for
         find_layer(model, layer, f"teacher.{entry.name}")
@@ -122,22 +139,34 @@ def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, replayer: Repla
     steps, epoch = ws.steps(entry, len(positions))
     schedule = ws.schedule(entry, steps, max(epoch, steps // 25))
     loader = ViewLoader(replayer, "train", batch_size=entry.batch_size, seed=entry.seed, positions=positions)
-    checkpoint = folder / "checkpoint.pt"
+    checkpoint, own = folder / "checkpoint.pt", own_loss(model)
     with progress(ws.console, f"train {name}", steps) as bar:
         fitted = fit_torch(
             model,
             loader,
-            evaluate=lambda model: quick_scores(model, ws.held_out("calibration", entry.reads), ws.precision(entry)),
-            schedule=schedule,
+            evaluate=_evaluation(ws, entry) if own is None else _own_evaluation(ws, entry),
+            schedule=schedule if own is None else replace(schedule, monitor=OWN),
             seed=entry.seed,
             where=f"teacher.{name}",
             precision=ws.precision(entry),
             checkpoint=checkpoint,
             on_step=bar.to,
+            loss=own or ws.task.loss,
         )
     TorchTeacher(model, [], ws.shape(entry.reads), precision=ws.precision(entry)).save(folder)
     checkpoint.unlink(missing_ok=True)
     return fitted
+
+
+def _evaluation(ws: Workspace, entry: TeacherEntry) -> Evaluate:
+    rows, truth = ws.held_out("calibration", entry.reads), ws.task.truth(ws.plan.splits["calibration"])
+    return lambda model: quick_scores(model, rows, truth, ws.task, ws.precision(entry))
+
+
+def _own_evaluation(ws: Workspace, entry: TeacherEntry) -> Evaluate:
+    """Return what steers a model that learns in another way than it answers: to answer may take it many steps."""
+    rows = ws.held_out("calibration", entry.reads)
+    return lambda model: own_figure(model, rows, ws.precision(entry))
 
 
 def build(ws: Workspace, entry: TeacherEntry) -> Any:
@@ -148,22 +177,24 @@ def build(ws: Workspace, entry: TeacherEntry) -> Any:
             f"leave max_gb out"
         )
     build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.shape(entry.reads))
-    return seeded(lambda: build(where=f"teacher.{entry.name}", **entry.options), entry.seed)
+    return seeded(
+        lambda: build(where=f"teacher.{entry.name}", is_real=ws.task.is_real, **entry.options),
+        entry.seed,
+    )
 
 
 def _seal(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path, details: dict[str, Any]) -> Manifest:
     teacher = load(ws, entry, layers=[], fold=fold)
     outputs = [teacher.predict(batch.inputs).logits.cpu() for batch in ws.held_out("calibration", entry.reads)]
-    logits, labels = torch.cat(outputs), torch.from_numpy(ws.plan.splits["calibration"].labels)
+    figures = ws.task.teacher_figures(
+        {"calibration": torch.cat(outputs)}, {"calibration": ws.task.truth(ws.plan.splits["calibration"])}
+    )
     manifest = Manifest(
         kind="teacher",
         name=fold_model_name(entry.name, fold),
         config=ws.teacher_config(entry, fold),
         digests={name: file_digest(folder / name) for name in FILES if (folder / name).exists()},
-        metrics={
-            "calibration": classification_metrics(logits.log_softmax(-1), labels),
-            "temperature": fit_temperature(logits, labels),
-        },
+        metrics={**figures.pop("scores"), **figures},
         details=details,
     )
     manifest.write(folder)
@@ -171,10 +202,15 @@ def _seal(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path, de
 
 
 def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str], fold: int | None = None) -> Teacher:
-    """Return a trained teacher, or its model without a fold, from its folder.
+    """Return a trained teacher, or its model without a fold, from its folder; one of a source is silent without it.
 
     Raises: StillroomError when its weights aren't those it sealed.
     """
+    teacher, source = _opened(ws, entry, layers, fold), ws.source_of(entry.reads)
+    return teacher if source is None else SourceTeacher(teacher, source.has_source)
+
+
+def _opened(ws: Workspace, entry: TeacherEntry, layers: list[str], fold: int | None) -> Teacher:
     folder = ws.teacher_folder(entry, fold)
     manifest = read_manifest(folder)
     for name, wanted in (manifest.digests if manifest else {}).items():
@@ -187,6 +223,13 @@ def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str], fold: int | N
         return teacher_files.open_file(ws, entry, folder / teacher_files.FILES[entry.model])
     if (folder / ESTIMATOR).exists():
         package = entry.model.partition(":")[0].split(".")[0]
-        return SklearnTeacher(load_sklearn(folder / ESTIMATOR, package=package), len(ws.classes))
+        return _of_estimator(ws, load_sklearn(folder / ESTIMATOR, package=package))
     model = prepare(load_weights(build(ws, entry), folder / WEIGHTS), ws.device)
     return TorchTeacher(model, layers, ws.shape(entry.reads), precision=ws.precision(entry))
+
+
+def _of_estimator(ws: Workspace, estimator: Any) -> SklearnTeacher | RegressorTeacher:
+    """Return a fitted estimator as a teacher of what is asked for."""
+    if isinstance(ws.task, Reals):
+        return RegressorTeacher(estimator, ws.task.standardised)
+    return SklearnTeacher(estimator, len(ws.classes))

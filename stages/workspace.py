@@ -15,10 +15,22 @@ from rich.markup import escape
 from pipeline import dump, fuse, lazy
 from pipeline.league import ENTRIES
 from pipeline.lineage import artefact_folder, fingerprint, read_manifest, require_manifest, versions, write_cost
+from pipeline.store.codecs import REAL_CODECS
 from pipeline.train import ALONE, Schedule
 from stages import teacher_files
 from stages.events import Events
-from stages.recipe import AUTO, EACH, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry, Training, training_config
+from stages.recipe import (
+    AUTO,
+    EACH,
+    SINGLE,
+    FusionEntry,
+    Logits,
+    Recipe,
+    StudentEntry,
+    TeacherEntry,
+    Training,
+    training_config,
+)
 from stages.rows import Rows
 
 
@@ -66,12 +78,17 @@ class Workspace(Rows):
             self.plan,
             classes=self.classes,
             features=logits.features,
-            codec=logits.codec,
+            codec=self.codec_of(logits),
             max_kl=logits.max_kl,
             feature_codec=logits.feature_codec,
             precision=entry.precision,
             folds=logits.folds,
+            is_real=self.task.is_real,
         )
+
+    def codec_of(self, entry: Logits | FusionEntry) -> Any:
+        """Return how a recipe keeps answers: as it says, where it says nothing as suits the task."""
+        return next(iter(REAL_CODECS)) if self.task.is_real and "codec" not in entry.model_fields_set else entry.codec
 
     def teacher_store_folder(self, entry: TeacherEntry) -> Path:
         """Return where a teacher store lies."""
@@ -88,6 +105,16 @@ class Workspace(Rows):
     def target_config(self, fusion: FusionEntry) -> dict[str, Any]:
         """Return what a target store is made from."""
         strategy, options = self.strategy_of(fusion)
+        if self.task.is_real:
+            return fuse.real_store_config(
+                self.parents(fusion),
+                self.plan.fingerprint,
+                strategy=strategy,
+                options=options,
+                codec=self.codec_of(fusion),
+                fit_on=fusion.fit_on,
+                honest=fusion.honest,
+            )
         return fuse.target_store_config(
             self.parents(fusion),
             self.plan.fingerprint,
@@ -208,6 +235,7 @@ class Workspace(Rows):
             decay_rate=entry.decay_rate,
             plateau=entry.plateau,
             ema=entry.ema,
+            monitor=self.task.steered_by,
         )
 
     def recorder(self, folder: Path) -> Callable[[dict[str, float]], None]:
@@ -224,8 +252,8 @@ class Workspace(Rows):
         return read_manifest(folder) is not None
 
     def best_teacher(self, names: Sequence[str]) -> str:
-        """Return the teacher with the lowest calibrated NLL on calibration rows, from the finished stores."""
-        return min(names, key=lambda name: self.teacher_store_scores(name)["calibration"]["calibrated_nll"])
+        """Return the teacher with the lowest calibrated NLL, or error, on calibration rows, from finished stores."""
+        return min(names, key=lambda name: self.teacher_store_scores(name)["calibration"][self.task.ranked_by])
 
     def teacher_store_scores(self, name: str) -> dict[str, Any]:
         """Return a teacher's figures on held-out rows, as its store's manifest holds them."""

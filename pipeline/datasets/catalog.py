@@ -71,7 +71,10 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
     """What the catalogue says about one data set; `shape` is (C, H, W) of pictures, `samples` counts by split.
 
     Of records: `label` is the column of classes, `rows` the values that columns of a wanted row have, `drop` names the
-    columns that no model may read, `groups` that of subgroups, `inputs` what models read when a recipe adds nothing.
+    columns that no model may read, `groups` that of subgroups, `ranks` those of who ranks and of what is
+    ranked, `inputs` what models read when a recipe adds nothing. Where an entry `asks` for numbers, `classes` name
+    them, in `unit`; where it asks for "draws", many numbers would do, the truth of a record is one draw of them, and
+    `classes` are those that a record may be of.
     `files_of` names the entry whose files, sources and folder these are, where another question is asked of them.
     """
 
@@ -86,6 +89,9 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
     rows: dict[str, str] = {}
     drop: tuple[str, ...] = ()
     groups: str | None = None
+    ranks: tuple[str, str] | None = None
+    unit: str = ""
+    asks: Literal["classes", "numbers", "draws"] = "classes"
     inputs: tuple[dict[str, Any], ...] = ()
     files_of: str | None = None
     files: tuple[DataFile, ...]

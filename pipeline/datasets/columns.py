@@ -32,3 +32,8 @@ def joined_texts(frame: pd.DataFrame, columns: tuple[str, ...]) -> list[str]:
     """Return each row's texts of these columns with line ends between them [N]; a missing one is empty."""
     texts = [[text or "" for text in as_texts(frame[column])] for column in columns]
     return texts[0] if len(texts) == 1 else ["\n".join(row) for row in zip(*texts, strict=True)]
+
+
+def presence_column(source: str) -> str:
+    """Return the name of the column that says whether a record has a source."""
+    return f"has.{source}"

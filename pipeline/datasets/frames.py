@@ -9,17 +9,29 @@ import pandas as pd
 
 from pipeline.datasets.catalog import Entry
 from pipeline.datasets.mails import body_of, read_archive
+from pipeline.datasets.noise import read_pictures
+from pipeline.datasets.ratings import read_pairs
+from pipeline.datasets.traffic import forecasts
 
 PANDAS = tuple(map(int, pd.__version__.split(".")[:2]))
 EXACT: dict[str, Any] = {"float_precision": "round_trip"} if PANDAS < (3, 1) else {}  # from 3.1 on it always is
 
 
 class Records(NamedTuple):
-    """What a file holds: a row a record, labels int64 [N] and the ids of an official test split."""
+    """What a file holds: a row a record, labels int64 [N] and the ids of an official test split.
+
+    Of real numbers also `targets` float32 [N, P], NaN where unknown, and `reference`, the forecast [N, P] that one
+    would make without any model; `units` [N] are what must stay in one split; `names` those of
+    the numbers where the catalogue does not say them.
+    """
 
     frame: pd.DataFrame
     labels: np.ndarray
     official_test: np.ndarray
+    targets: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    units: np.ndarray | None = None
+    names: tuple[str, ...] | None = None
 
 
 def read_csv(path: Path, separator: str = ",") -> pd.DataFrame:
@@ -59,8 +71,35 @@ def read_table(folder: Path, entry: Entry) -> Records:
     return Records(table[[name for name in table if name not in unseen]], labels, np.zeros(0, np.int64))
 
 
+def read_traffic(folder: Path, entry: Entry) -> Records:
+    """Return hours, from each of which the next day's traffic is forecast."""
+    found = forecasts(read_csv(folder / entry.files[0].name))
+    return Records(
+        found.frame,
+        np.zeros(len(found.frame), np.int64),
+        np.flatnonzero(found.is_test),
+        targets=found.targets.astype(np.float32),
+        reference=found.reference.astype(np.float32),
+        units=found.block,
+    )
+
+
+def read_ratings(folder: Path, entry: Entry) -> Records:
+    """Return pairs of a person and a film, most of them rated; the label is whether the film was liked."""
+    return Records(*read_pairs({file.holds: folder / file.name for file in entry.files}))
+
+
+def read_noise(folder: Path, entry: Entry) -> Records:
+    """Return seeds and classes, of which each has a picture of that class."""
+    frame, test, pictures, names = read_pictures(folder, entry)
+    return Records(frame, np.zeros(len(frame), np.int64), test, targets=pictures, names=names)
+
+
 FRAMES: dict[str, Callable[[Path, Entry], Records]] = {
     "reviews-csv": read_reviews,
     "spam-assassin": read_mails,
     "table-csv": read_table,
+    "rated-films": read_ratings,
+    "traffic-csv": read_traffic,
+    "noise": read_noise,
 }

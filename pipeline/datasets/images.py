@@ -74,6 +74,11 @@ class ImageDataset:
         """None: pictures belong to no subgroups."""
         return None
 
+    @property
+    def ranking(self) -> None:
+        """None: nobody ranks pictures."""
+        return None
+
     def fit(self, ids: np.ndarray) -> "ImageDataset":
         """Return self: what a model reads of a picture is fitted on no other."""
         return self

@@ -11,6 +11,7 @@ from pipeline.datasets.images import ImageDataset, open_folder, open_pictures
 from pipeline.datasets.inputs import InputSpecs
 from pipeline.datasets.recordings import RECORDINGS, open_recordings
 from pipeline.datasets.records import RecordDataset
+from pipeline.datasets.sources.making import MAKERS
 from pipeline.errors import StillroomError
 
 
@@ -39,6 +40,11 @@ def open_dataset(
         _check_no_inputs(name_or_folder, inputs)
         return open_folder(Path(name_or_folder), Path(raw), size, channels).hold_in_memory(memory_budget)
     entry = find_entry(name_or_folder, catalog)
+    if entry.format in MAKERS:
+        raise StillroomError(
+            f"{name_or_folder}: found no [[source]]; expected one for each of its files, to say how it is prepared; "
+            f"copy them from the recipe multisource"
+        )
     if entry.format in FRAMES:
         _check_no_pictures(name_or_folder, size=size, channels=channels)
         return open_records(name_or_folder, entry, Path(raw), memory_budget, inputs or {})
@@ -56,12 +62,18 @@ def open_records(name: str, entry: Entry, raw: Path, memory_budget: int, inputs:
     return RecordDataset(
         name=name,
         frame=records.frame,
-        classes=entry.classes,
+        classes=records.names or entry.classes,
         labels=records.labels,
         official_test=records.official_test,
+        targets=records.targets,
+        reference=records.reference,
+        unit=entry.unit,
+        draws=entry.asks == "draws",
+        units=records.units,
         inputs={**declared_inputs(entry), **inputs},
         raw=raw,
         groups=entry.groups,
+        ranks=entry.ranks,
         unread=(entry.groups,) if entry.groups in entry.drop else (),
         memory_budget=memory_budget,
     )

@@ -7,7 +7,7 @@ labels and their digests are the same, so that one may teach the other.
 import copy
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,14 +18,23 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.datasets.columns import as_texts
+from pipeline.datasets.columns import as_texts, presence_column
 from pipeline.datasets.digests import digest_records, sha256_of
-from pipeline.datasets.inputs import Fitted, Input, config_of, parse_input
+from pipeline.datasets.inputs import Fitted, Input, OfSource, config_of, parse_of_source
 from pipeline.errors import unknown_name
+from pipeline.ranking import Ranking
 
 RECORD_VERSION = 1  # raise it when the same file gives other records or digests
 SHOWN = 400  # characters of a text that people see
 NUMBER_BYTES = 8  # of one number of an input, at most
+
+
+def without_sources(frame: pd.DataFrame, sources: Collection[str]) -> pd.DataFrame:
+    """Return records as if nobody had these sources: their columns are missing, their `has.source` false."""
+    prefixes = tuple(f"{source}." for source in sources)
+    everywhere = np.ones(len(frame), bool)
+    gone = {name: frame[name].mask(everywhere) for name in frame if name.startswith(prefixes)}
+    return frame.assign(**gone, **{presence_column(source): False for source in sources})
 
 
 @dataclass(eq=False)
@@ -33,9 +42,14 @@ class RecordDataset:
     """Records with stable ids 0..N-1, their labels, and the inputs that models may read of them.
 
     frame: a row a sample; labels: int64 [N], -1 where there is none; official_test: int64 ids; inputs: by name, the
-    first is the default; raw: the folder where what is made once is kept; groups: the column of subgroups; unread:
+    first is the default; raw: the folder where what is made once is kept; groups: the column of subgroups;
+    ranks: those of who ranks and of what is ranked; unread:
     columns that no input sees; units: [N], what must stay in one split has one value, None where samples are their
-    own. An input is held whole in memory when it takes at most `memory_budget` bytes.
+    own; sources: what the frame joins, of each its columns `source.column` and a truth value `has.source`. An input is
+    held whole in memory when it takes at most `memory_budget` bytes. Where real numbers are asked for: `targets`
+    float32 [N, P], NaN where unknown, named by `classes`, in `unit`; labels are 0 where a record has any; `reference`
+    [N, P] is the forecast that one would make without any model; `draws` says that many numbers would do, of which
+    those of a record are one draw.
     Raises StillroomError for an input of an unknown kind, option or column.
     """
 
@@ -47,9 +61,15 @@ class RecordDataset:
     inputs: Mapping[str, Mapping[str, Any]]
     raw: Path
     groups: str | None = None
+    ranks: tuple[str, str] | None = None
     unread: tuple[str, ...] = ()
     memory_budget: int = 4 << 30
     units: np.ndarray | None = None
+    sources: tuple[str, ...] = ()
+    targets: np.ndarray | None = None
+    reference: np.ndarray | None = None
+    unit: str = ""
+    draws: bool = False
     fitted_on: np.ndarray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -59,9 +79,16 @@ class RecordDataset:
             raise ValueError(f"{self.name}: {len(self.labels)} labels; expected {len(self.frame)}, one a record")
         if not self.inputs:
             raise ValueError(f"{self.name}: no inputs; expected at least one")
+        if self.targets is not None:
+            self.targets = np.ascontiguousarray(self.targets, np.float32)
+            if self.targets.shape != (len(self.frame), len(self.classes)):
+                raise ValueError(f"{self.name}: targets {self.targets.shape}; expected a row a record, a column a name")
+            self.labels = np.where(np.isfinite(self.targets).any(1), 0, -1)
         self._seen = self.frame.drop(columns=list(self.unread))
         columns = list(self._seen)
-        self._inputs: dict[str, Input] = {name: parse_input(name, spec, columns) for name, spec in self.inputs.items()}
+        self._inputs: dict[str, Input | OfSource] = {
+            name: parse_of_source(name, spec, columns, self.sources) for name, spec in self.inputs.items()
+        }
         self._readings: dict[str, InputRows] = {}
 
     def __len__(self) -> int:
@@ -77,6 +104,8 @@ class RecordDataset:
             "digests": sha256_of(self._digests),
             "record_version": RECORD_VERSION,
         }
+        if self.targets is not None:
+            content["targets"] = hashlib.sha256(self.targets.astype("<f4").tobytes()).hexdigest()
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     def source_digests(self, ids: np.ndarray) -> np.ndarray:
@@ -93,6 +122,25 @@ class RecordDataset:
         if self.groups is None:
             return None
         return np.array([group or "missing" for group in as_texts(self.frame[self.groups])], dtype=np.str_)
+
+    @property
+    def ranking(self) -> Ranking | None:
+        """Who ranks what among the records; None where nobody does."""
+        if self.ranks is None:
+            return None
+        people, items = (np.array([text or "" for text in as_texts(self.frame[name])]) for name in self.ranks)
+        return Ranking(people, items, len(np.unique(items)))
+
+    @property
+    def presence(self) -> np.ndarray:
+        """Whether each record has each source: bool [N, S]."""
+        columns = [self.frame[presence_column(source)].to_numpy(bool) for source in self.sources]
+        return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0), bool)
+
+    def source_of(self, name: str | None) -> OfSource | None:
+        """Return an input (None: the default) where it is of one source alone, else None."""
+        made = self._inputs[self._known(name)]
+        return made if isinstance(made, OfSource) else None
 
     def fit(self, ids: np.ndarray) -> "RecordDataset":
         """Return the same data set, with inputs that learn from these (train) records alone, whatever their order."""
@@ -145,7 +193,7 @@ class RecordDataset:
 class InputRows:
     """One input of a data set, by sample id; it is fitted when its shape is asked for, and made when it is read."""
 
-    def __init__(self, dataset: RecordDataset, made_by: Input):
+    def __init__(self, dataset: RecordDataset, made_by: Input | OfSource):
         self.dataset, self.made_by = dataset, made_by
         self._frame = dataset._seen
 
@@ -156,6 +204,11 @@ class InputRows:
     def shape(self) -> tuple[int, ...]:
         """The shape of one sample: (L,) of words, (D,) of a vector, () of text."""
         return self._fitted.shape
+
+    @property
+    def names(self) -> tuple[str, ...] | None:
+        """What each number of a vector is called: "age", "age missing", "sex = male"; None where they have no names."""
+        return getattr(self._fitted, "names", None)
 
     @property
     def fingerprint(self) -> str:
@@ -177,6 +230,10 @@ class InputRows:
         if self._whole is not None:
             return self._whole.index_select(0, torch.from_numpy(ids))
         return self._fitted.read(self._frame.iloc[ids])
+
+    def read_without(self, ids: np.ndarray, sources: Collection[str]) -> Tensor | list[str]:
+        """Return this input of records [B] as if they lacked some sources, in the way it was fitted."""
+        return self._fitted.read(without_sources(self._frame.iloc[np.asarray(ids, dtype=np.int64)], sources))
 
     @cached_property
     def _fitted(self) -> Fitted:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from pipeline.datasets.columns import as_texts, is_number
+from pipeline.datasets.columns import as_numbers, as_texts, is_number
 from pipeline.datasets.frames import read_csv
 from pipeline.datasets.inputs import InputSpecs
 from pipeline.datasets.records import RecordDataset
@@ -42,7 +42,8 @@ def open_table(
     path: Path,
     raw: Path,
     *,
-    label: str,
+    label: str | None = None,
+    numbers: Sequence[str] = (),
     drop: Sequence[str] = (),
     text: Sequence[str] = (),
     groups: str | None = None,
@@ -52,34 +53,80 @@ def open_table(
 ) -> RecordDataset:
     """Return the records of a file, whose classes are the distinct values of the column `label`, sorted.
 
-    A record without a label has -1. `drop` names columns that no model may read, `text` those of words, `groups` one
-    of subgroups (a model reads it, too, unless it is dropped). `test` is a column that says which records are the test
-    (true or false, 1 or 0, "test" or "train"), or a second file of them. The inputs are "table" over all columns but
-    those of words, then "text" and "words" over these, and `inputs`, which add to them or replace one of that name.
+    A record without a label has -1. Without a `label`, the columns `numbers` are real numbers to answer with. `drop`
+    names columns that no model may read, `text` those of words, `groups` one of subgroups (a model reads it, too,
+    unless it is dropped). `test` is a column that says which records are the test (true or false, 1 or 0, "test" or
+    "train"), or a second file of them. The inputs are "table" over all columns but those of words, then "text" and
+    "words" over these, and `inputs`, which add to them or replace one of that name.
     Raises StillroomError for a file that cannot be read, an unknown column, or labels that are no classes.
     """
     path = Path(path)
     frame, is_test = _with_test(path, test)
-    for kind, names in {"label": [label], "drop": drop, "text": text, "groups": [groups] if groups else []}.items():
-        for name in names:
-            if name not in frame:
-                raise unknown_name(f"{path}: {kind}", "column", name, frame)
-    classes, labels = _classes(path, frame[label], is_test)
-    unseen = {label, *drop, test if isinstance(test, str) else label}
-    columns = [name for name in frame if name not in unseen]
-    if not columns:
-        raise StillroomError(f"{path}: found no column but those left out; expected one to learn from; drop fewer")
-    return RecordDataset(
+    return records_of(
+        frame,
+        is_test,
+        Path(raw),
+        where=str(path),
         name=path.stem,
-        frame=frame[[name for name in frame if name in columns or name == groups]],
+        label=label,
+        numbers=numbers,
+        drop=drop,
+        text=text,
+        groups=groups,
+        test=test if isinstance(test, str) else None,
+        inputs=inputs,
+        memory_budget=memory_budget,
+    )
+
+
+def records_of(
+    frame: pd.DataFrame,
+    is_test: np.ndarray,
+    raw: Path,
+    *,
+    where: str,
+    name: str,
+    label: str | None,
+    drop: Sequence[str],
+    text: Sequence[str],
+    groups: str | None,
+    test: str | None,
+    inputs: InputSpecs | None,
+    memory_budget: int,
+    sources: Sequence[str] = (),
+    numbers: Sequence[str] = (),
+) -> RecordDataset:
+    """Return a table's rows as records, as `open_table` says; `where` is what errors call it, `sources` what it joins.
+
+    `test` is the column that told `is_test`, bool [N], if one did. Raises: as `open_table` does, for its columns.
+    """
+    asked = list(numbers) if label is None else [label]
+    for kind, names in {"label": asked, "drop": drop, "text": text, "groups": [groups] if groups else []}.items():
+        for each in names:
+            if each not in frame:
+                raise unknown_name(f"{where}: {kind}", "column", each, frame)
+    classes, labels, targets = tuple(numbers), np.zeros(len(frame), np.int64), None
+    if label is None:
+        targets = _numbers(where, frame[list(numbers)])
+    else:
+        classes, labels = _classes(where, frame[label], is_test)
+    unseen = {*asked, *drop, *([test] if test else [])}
+    columns = [each for each in frame if each not in unseen]
+    if not columns:
+        raise StillroomError(f"{where}: found no column but those left out; expected one to learn from; drop fewer")
+    return RecordDataset(
+        name=name,
+        frame=frame[[each for each in frame if each in columns or each == groups]],
         classes=classes,
         labels=labels,
         official_test=np.flatnonzero(is_test),
         inputs={**default_inputs(columns, text), **(inputs or {})},
-        raw=Path(raw),
+        raw=raw,
         groups=groups,
         unread=(groups,) if groups in unseen and groups is not None else (),
         memory_budget=memory_budget,
+        sources=tuple(sources),
+        targets=targets,
     )
 
 
@@ -116,7 +163,7 @@ def _with_test(path: Path, test: str | Path | None) -> tuple[pd.DataFrame, np.nd
     if test is None:
         return frame, np.zeros(len(frame), bool)
     if isinstance(test, str) and test in frame:
-        return frame, _truths(path, frame[test])
+        return frame, truths(str(path), frame[test])
     second = Path(test).expanduser()
     if not second.is_file():
         raise unknown_name(f"{path}: test", "column or file", str(test), frame)
@@ -128,21 +175,22 @@ def _with_test(path: Path, test: str | Path | None) -> tuple[pd.DataFrame, np.nd
     return both, np.arange(len(both)) >= len(frame)
 
 
-def _truths(path: Path, column: pd.Series) -> np.ndarray:
+def truths(where: str, column: pd.Series) -> np.ndarray:
+    """Return which rows a column calls the test: bool [N]. Raises: StillroomError for a value that says neither."""
     values = [str(value).lower() for value in as_texts(column)]
     for value in values:
         if value not in TEST_VALUES:
             raise StillroomError(
-                f"{path}: {column.name}: found {value!r}; expected true or false, 1 or 0, test or train; mend it"
+                f"{where}: {column.name}: found {value!r}; expected true or false, 1 or 0, test or train; mend it"
             )
     return np.array([TEST_VALUES[value] for value in values], dtype=bool)
 
 
-def _classes(path: Path, column: pd.Series, is_test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
+def _classes(where: str, column: pd.Series, is_test: np.ndarray) -> tuple[tuple[str, ...], np.ndarray]:
     """Return the classes of the train records, sorted, numbers by their size, and all labels int64 [N]."""
     names = [value if value is None or not is_number(column) else _whole(value) for value in as_texts(column)]
     values = np.array(names, dtype=object)
-    where = f"{path}: {column.name}"
+    where = f"{where}: {column.name}"
     classes = tuple(sorted({value for value in values[~is_test] if value is not None}, key=_by_size))
     if not 2 <= len(classes) <= MOST_CLASSES:
         raise StillroomError(
@@ -153,6 +201,17 @@ def _classes(path: Path, column: pd.Series, is_test: np.ndarray) -> tuple[tuple[
         if value is not None and value not in places:
             raise unknown_name(where, "class in the test", value, classes)
     return classes, np.array([places.get(value, -1) for value in values], dtype=np.int64)
+
+
+def _numbers(where: str, columns: pd.DataFrame) -> np.ndarray:
+    """Return columns of numbers: float32 [N, P], NaN where one is missing. Raises StillroomError for one of words."""
+    for name in columns:
+        if not is_number(columns[name]):
+            raise StillroomError(
+                f"{where}: {name}: found words; expected numbers to answer with; mend the column, or make it the label"
+            )
+    values = np.stack([as_numbers(columns[name]) for name in columns], axis=1).astype(np.float32)
+    return np.where(np.isfinite(values), values, np.float32(np.nan))
 
 
 def _whole(number: str) -> str:

@@ -10,6 +10,7 @@ from pipeline.fusion.mean import Mean
 from pipeline.fusion.meta import Meta
 from pipeline.fusion.network import Network
 from pipeline.fusion.pools import LinearPool, LogPool
+from pipeline.fusion.present import Present
 from pipeline.fusion.random_teacher import RandomTeacher
 from pipeline.fusion.stacking import Stacking
 from pipeline.fusion.target import CORRECTIONS, Target
@@ -29,6 +30,7 @@ FUSIONS: dict[str, Callable[..., Fusion]] = {
     "meta": Meta,
     "gated": Gated,
     "stacking": Stacking,
+    "present": Present,
 }
 
 __all__ = [
@@ -45,6 +47,7 @@ __all__ = [
     "Meta",
     "Network",
     "Outputs",
+    "Present",
     "RandomTeacher",
     "Stacking",
     "Target",

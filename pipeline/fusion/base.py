@@ -30,13 +30,15 @@ class Outputs:
     `logits` float [T, B, ..., C], each teacher's already divided by its fitted temperature; `labels` int64
     [B, ...], -1 where a row has none, may not show it, or is mixed and has no single one; `features` float
     [B, D] of each teacher, by layer, as far as a strategy asks for `layers`; `keys` what a row's random draws
-    are made of.
+    are made of. Where real numbers are asked for, `logits` are the numbers, and `targets` float32 [B, P] what is
+    true, NaN where unknown.
     """
 
     logits: Tensor
     labels: Tensor
     features: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     keys: RowKeys | None = None
+    targets: Tensor | None = None
 
     def __len__(self) -> int:
         return self.logits.shape[1]
@@ -60,6 +62,7 @@ class Outputs:
             labels=self.labels[rows],
             features={layer: tuple(each[rows] for each in all_) for layer, all_ in self.features.items()},
             keys=None if self.keys is None else replace(self.keys, ids=self.keys.ids[chosen]),
+            targets=None if self.targets is None else self.targets[rows],
         )
 
     def labelled(self, where: str) -> tuple[Tensor, Tensor]:

@@ -34,43 +34,49 @@ class RandomTeacher(Fusion):
     weights: Sequence[float] | None = None
 
     def __post_init__(self) -> None:
-        if self.weights is None:
-            return
-        found = self.weights
-        is_list = isinstance(found, Sequence) and not isinstance(found, str)
-        if not is_list or not all(map(_is_weight, found)) or not sum(found) > 0:
-            raise StillroomError(
-                f"{WHERE}: weights is {found!r}; expected a list of finite numbers from 0 on, not all 0, one per "
-                f"teacher; change weights"
-            )
-        object.__setattr__(self, "weights", tuple(found))
+        object.__setattr__(self, "weights", check_chances(self.weights, WHERE))
 
     def fuse(self, outputs: Outputs, *, temperature: float) -> FusedTargets:
         """Return the drawn teachers' targets. Raises: StillroomError without keys, or unless `weights` fit."""
         soft = soften(outputs.logits, temperature=temperature)
-        chances = self._chances(soft.num_teachers)
-        drawn = draw_teachers(outputs.keys, chances)
+        chances = chances_of(self.weights, soft.num_teachers, WHERE)
+        drawn = draw_teachers(outputs.keys, chances, WHERE)
         log_probs = soft.log_probs[drawn, torch.arange(len(drawn))]
         onehot = torch.nn.functional.one_hot(drawn, soft.num_teachers).to(soft.sums)
         rows = onehot.reshape(len(drawn), *[1] * (soft.sums.ndim - 2), -1).expand(*soft.sums.shape[1:], -1)
         return FusedTargets(log_probs, rows, disagreement(soft, row_weights(torch.from_numpy(chances), soft)))
 
-    def _chances(self, num_teachers: int) -> np.ndarray:
-        found = [1.0] * num_teachers if self.weights is None else self.weights
-        if len(found) != num_teachers:
-            raise StillroomError(
-                f"{WHERE}: logits of {num_teachers} teachers; expected {len(found)}, one for each of weights; change "
-                f"weights or the fusion's teachers"
-            )
-        chances = np.array(found, np.float64) / max(found)
-        return chances / chances.sum()
+
+def check_chances(weights: Sequence[float] | None, where: str) -> tuple[float, ...] | None:
+    """Return weights as they are kept, None of none. Raises StillroomError unless chances can be made of them."""
+    if weights is None:
+        return None
+    is_list = isinstance(weights, Sequence) and not isinstance(weights, str)
+    if not is_list or not all(map(_is_weight, weights)) or not sum(weights) > 0:
+        raise StillroomError(
+            f"{where}: weights is {weights!r}; expected a list of finite numbers from 0 on, not all 0, one per "
+            f"teacher; change weights"
+        )
+    return tuple(weights)
 
 
-def draw_teachers(keys: RowKeys | None, chances: np.ndarray) -> Tensor:
+def chances_of(weights: Sequence[float] | None, num_teachers: int, where: str) -> np.ndarray:
+    """Return each teacher's chance: float64 [T], equal ones of None. Raises StillroomError for other teachers."""
+    found = [1.0] * num_teachers if weights is None else weights
+    if len(found) != num_teachers:
+        raise StillroomError(
+            f"{where}: answers of {num_teachers} teachers; expected {len(found)}, one for each of weights; change "
+            f"weights or the fusion's teachers"
+        )
+    chances = np.array(found, np.float64) / max(found)
+    return chances / chances.sum()
+
+
+def draw_teachers(keys: RowKeys | None, chances: np.ndarray, where: str) -> Tensor:
     """Return which teacher each row learns from, int64 [B]: chances [T] sum to one. Raises StillroomError."""
     if keys is None:
         raise StillroomError(
-            f"{WHERE}: rows without keys; expected each row's seed, view and sample; give Outputs keys"
+            f"{where}: rows without keys; expected each row's seed, view and sample; give Outputs keys"
         )
     words = row_words(stream_seed(keys.seed, "random teacher"), keys.ids, keys.view, 1)[:, 0]
     ends = chances.cumsum()

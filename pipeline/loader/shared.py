@@ -17,6 +17,7 @@ from pipeline.joined import calibrated, check_together
 from pipeline.loader.proof import Identified, check_rows_of, open_replayer
 from pipeline.loader.sources import Resident, Rows, Streamed
 from pipeline.store import Store, TargetStore, TeacherStore
+from pipeline.store.fields import MEAN, VARIANCE
 from pipeline.views import Batch, Replayer, ViewLoader
 from pipeline.views.draws import permutation
 
@@ -53,6 +54,7 @@ class Reading:
         found: list[tuple[Store, str]] = []
         if self.targets is not None:
             found.append((self.targets, self.targets.field_at(self.temperature)))
+            found += [(self.targets, VARIANCE)] if self.targets.is_real else []
             found += [(self.targets, WEIGHTS)] if self.weights else []
         found += [(store, LOGITS) for store in self.teachers]
         for layer, stores in self.features.items():
@@ -97,8 +99,12 @@ class Reading:
     def joined(self, batch: Batch, others: np.ndarray, source: "Sources") -> Batch:
         """Return the batch with what is read of its rows; `others` are the positions of the negatives."""
         rows: dict[str, object] = {}
-        if self.targets is not None:
+        if self.targets is not None and self.targets.is_real:
+            rows["target_mean"] = source.dense(self.targets, MEAN, batch)
+            rows["target_variance"] = source.dense(self.targets, VARIANCE, batch)
+        elif self.targets is not None:
             rows["target_log_probs"] = source.of(self.targets, self.targets.field_at(self.temperature), batch)
+        if self.targets is not None:
             rows["weights"] = source.of(self.targets, WEIGHTS, batch) if self.weights else None
         if self.teachers:
             said = [(store, source.dense(store, LOGITS, batch)) for store in self.teachers]

@@ -12,15 +12,19 @@ from pipeline.losses.divergences import jensen_shannon, kl_divergence, reverse_k
 from pipeline.losses.hypergradient import Hypergradient, last_layer_hypergradient
 from pipeline.losses.labels import cross_entropy, is_labelled, mixed_cross_entropy
 from pipeline.losses.matching import correlation, logit_mse, standardised_kl
+from pipeline.losses.reals import REAL_LOSSES, RealDistillation, RealLoss, squared_error
 from pipeline.losses.rules import ALPHAS, make_alpha
 from pipeline.losses.soft import LIMITS, SOFT_LOSSES, SoftLoss, check_soft_loss
 
 __all__ = [
     "ALPHAS",
     "LIMITS",
+    "REAL_LOSSES",
     "SOFT_LOSSES",
     "Alpha",
     "Hypergradient",
+    "RealDistillation",
+    "RealLoss",
     "Seen",
     "SoftLoss",
     "Targets",
@@ -39,6 +43,7 @@ __all__ = [
     "mixed_cross_entropy",
     "normalised_kd",
     "reverse_kl",
+    "squared_error",
     "standardised_kl",
     "weighted_soft_labels",
 ]

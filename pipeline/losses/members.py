@@ -16,6 +16,11 @@ def for_members(logits: Tensor, rows: Tensor | None) -> Tensor | None:
     return rows.unsqueeze(1).expand(-1, logits.shape[1], *rows.shape[1:])
 
 
+def for_member_targets(outputs: Tensor, rows: Tensor) -> Tensor:
+    """Return rows' numbers so that they broadcast over members, where outputs are [B, M, P]: [B, P] -> [B, 1, P]."""
+    return rows if rows.ndim == outputs.ndim else rows.unsqueeze(1)
+
+
 def mean_of_members(cases: Tensor, rows: Tensor) -> Tensor:
     """Return each row's value, the mean over members where there are several: [B, M, ...] -> [B, ...].
 

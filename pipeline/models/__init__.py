@@ -1,16 +1,19 @@
 """Models by name: a small zoo, torchvision's, and the user's own by import path; and a tap for their features."""
 
 from pipeline.models.ensembles import JoinedMembers, Members
-from pipeline.models.resolve import build_model, check_model, is_estimator, model_options
+from pipeline.models.resolve import build_model, check_model, is_estimator, is_regressor, model_options
 from pipeline.models.soft_estimators import SoftTargetEstimator
 from pipeline.models.taps import FeatureTap, feature_widths
 from pipeline.models.tree import SoftTree
 from pipeline.models.zoo import (
+    CODE_MODELS,
     ESTIMATORS,
+    GENERATORS,
     KINDS,
     MODELS,
     NETWORKS,
     READS,
+    REGRESSORS,
     SERIES_MODELS,
     WORD_MODELS,
     check_reads,
@@ -18,11 +21,14 @@ from pipeline.models.zoo import (
 )
 
 __all__ = [
+    "CODE_MODELS",
     "ESTIMATORS",
+    "GENERATORS",
     "KINDS",
     "MODELS",
     "NETWORKS",
     "READS",
+    "REGRESSORS",
     "SERIES_MODELS",
     "WORD_MODELS",
     "FeatureTap",
@@ -36,5 +42,6 @@ __all__ = [
     "count_parameters",
     "feature_widths",
     "is_estimator",
+    "is_regressor",
     "model_options",
 ]

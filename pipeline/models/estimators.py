@@ -13,7 +13,13 @@ from zipfile import ZIP_DEFLATED, BadZipFile, ZipFile, ZipInfo
 from pipeline.errors import StillroomError
 
 SCHEMA = "schema.json"  # in a skops file
-OWN = ("pipeline.models.rules.Vader", "pipeline.models.tfidf.Tfidf")  # what the zoo's estimators are made of
+OWN = (  # what the zoo's estimators are made of
+    "pipeline.models.rules.Vader",
+    "pipeline.models.tfidf.Tfidf",
+    "pipeline.models.speech_estimators.band_statistics",
+    "pipeline.models.regressors.AsRead",
+    "pipeline.models.regressors.PerOutput",
+)
 
 
 def dump_sklearn(estimator: Any) -> bytes:

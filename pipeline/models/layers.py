@@ -28,6 +28,22 @@ def initialise(model: nn.Module, *, classifier: nn.Linear) -> None:
     nn.init.normal_(classifier.weight, std=0.01)
 
 
+def initialise_transformer(model: nn.Module, *, positions: nn.Parameter, classifier: nn.Linear) -> None:
+    """Draw a transformer's first weights in place: Glorot for linear layers, LeCun for patches, small positions.
+
+    The classifier is near zero, as in `initialise`. Embeddings of words stay as they are. Source: Dosovitskiy 2021.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+        if isinstance(module, nn.Conv2d):
+            nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
+        if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+    nn.init.trunc_normal_(positions, std=0.02)
+    nn.init.normal_(classifier.weight, std=0.01)
+
+
 def conv_bn(in_channels: int, out_channels: int, *, kernel: int = 3, stride: int = 1, groups: int = 1) -> nn.Sequential:
     """Return convolution, batch norm: [B, in, H, W] -> [B, out, ceil(H / stride), ceil(W / stride)]."""
     conv = nn.Conv2d(in_channels, out_channels, kernel, stride, padding=kernel // 2, groups=groups, bias=False)

@@ -2,8 +2,8 @@
 
 They read float32 [B, L, D], L steps of D numbers, or pictures [B, C, H, W] whose width is time, as that of a log-mel
 spectrogram [B, 1, mel, time] is. Both end in the mean over steps, for the last one alone has forgotten how a long
-series began. Trade: the recurrent one remembers as far back as it learns to, the other as far as its receptive field,
-but that one computes all steps at once.
+series began; where what comes next is asked, `pool = "last"` takes that one. Trade: the recurrent one remembers as far
+back as it learns to, the other as far as its receptive field, but that one computes all steps at once.
 """
 
 from collections import OrderedDict
@@ -15,14 +15,21 @@ from pipeline.models.layers import initialise, require_positive
 
 
 def gru(
-    *, num_classes: int, in_shape: tuple[int, ...], width: int = 64, depth: int = 1, dropout: float = 0.0
+    *,
+    num_classes: int,
+    in_shape: tuple[int, ...],
+    width: int = 64,
+    depth: int = 1,
+    dropout: float = 0.0,
+    pool: str = "mean",
 ) -> nn.Sequential:
     """Return [B, L, D] or [B, C, H, W] -> logits [B, num_classes] through `depth` layers of gated recurrent units.
 
-    Raises ValueError for a size below one. Source: Cho 2014 (1406.1078).
+    Raises ValueError for a size below one or another pool than "mean" and "last". Source: Cho 2014 (1406.1078).
     """
     require_positive(width=width, depth=depth, num_classes=num_classes)
-    return with_classifier("recurrent", Recurrent(series_width(in_shape), width, depth), width, num_classes, dropout)
+    stage = Recurrent(series_width(in_shape), width, depth)
+    return with_classifier("recurrent", stage, width, num_classes, dropout, pool)
 
 
 def temporal_cnn(
@@ -33,16 +40,18 @@ def temporal_cnn(
     depth: int = 4,
     kernel: int = 3,
     dropout: float = 0.0,
+    pool: str = "mean",
 ) -> nn.Sequential:
     """Return [B, L, D] or [B, C, H, W] -> logits [B, num_classes] through `depth` residual blocks, dilated 1, 2, 4...
 
     A step sees itself and the 2 (kernel - 1)(2^depth - 1) steps before it, 60 with the defaults, and none after.
-    Raises ValueError for a size below one. Source: Bai 2018 (1803.01271), without weight normalisation.
+    Raises ValueError for a size below one or another pool than "mean" and "last". Source: Bai 2018 (1803.01271),
+    without weight normalisation.
     """
     require_positive(width=width, depth=depth, kernel=kernel, num_classes=num_classes)
     widths = [series_width(in_shape)] + [width] * depth
     blocks = [CausalBlock(widths[i], width, kernel, dilation=2**i, dropout=dropout) for i in range(depth)]
-    return with_classifier("blocks", CausalBlocks(*blocks), width, num_classes, dropout)
+    return with_classifier("blocks", CausalBlocks(*blocks), width, num_classes, dropout, pool)
 
 
 def series_width(in_shape: tuple[int, ...]) -> int:
@@ -50,11 +59,15 @@ def series_width(in_shape: tuple[int, ...]) -> int:
     return in_shape[1] if len(in_shape) == 2 else in_shape[0] * in_shape[1]
 
 
-def with_classifier(name: str, stage: nn.Module, width: int, num_classes: int, dropout: float) -> nn.Sequential:
-    """Return a stage [B, L, D] -> [B, L, width], the mean over steps and a linear classifier, weights drawn."""
+def with_classifier(
+    name: str, stage: nn.Module, width: int, num_classes: int, dropout: float, pool: str
+) -> nn.Sequential:
+    """Return a stage [B, L, D] -> [B, L, width], the pool over steps and a linear classifier, weights drawn."""
+    if pool not in POOLS:
+        raise ValueError(f"pool is {pool!r}; expected one of {sorted(POOLS)}")
     layers: OrderedDict[str, nn.Module] = OrderedDict(steps=Steps())
     layers[name] = stage
-    layers |= {"pool": MeanOverSteps(), "dropout": nn.Dropout(dropout)}
+    layers |= {"pool": POOLS[pool](), "dropout": nn.Dropout(dropout)}
     layers["classifier"] = classifier = nn.Linear(width, num_classes)
     model = nn.Sequential(layers)
     initialise(model, classifier=classifier)
@@ -75,6 +88,17 @@ class MeanOverSteps(nn.Module):
     def forward(self, steps: Tensor) -> Tensor:
         """[B, L, D] -> [B, D]."""
         return steps.mean(1)
+
+
+class LastStep(nn.Module):
+    """The last step of a series."""
+
+    def forward(self, steps: Tensor) -> Tensor:
+        """[B, L, D] -> [B, D]."""
+        return steps[:, -1]
+
+
+POOLS: dict[str, type[nn.Module]] = {"mean": MeanOverSteps, "last": LastStep}
 
 
 class Recurrent(nn.Module):

@@ -19,7 +19,7 @@ from pipeline.errors import StillroomError, near_names, unknown_name
 from pipeline.models.ensembles import NETWORK_OPTIONS, network_parameters
 from pipeline.models.table_estimators import CLASSES, class_of
 from pipeline.models.trial import check_outputs
-from pipeline.models.zoo import ZOO, check_reads
+from pipeline.models.zoo import REGRESSORS, ZOO, check_reads
 
 SET_BY_STILLROOM = ("num_classes", "in_shape", "where")  # follow from the data set: never a model's own option
 
@@ -53,12 +53,14 @@ def build_model(
     in_shape: tuple[int, ...],
     where: str = "model",
     takes_regressors: bool = False,
+    is_real: bool = False,
     **options: Any,
 ) -> Any:
     """Return the nn.Module (weights drawn from torch's generator) or the scikit-learn estimator that `spec` names.
 
     `in_shape` is that of one sample's input: (C, H, W) of a picture, (L,) of words, (D,) of a vector, () of a text. An
-    estimator is a classifier, or also a regressor where the caller takes them. Raises StillroomError for an unknown
+    estimator is a classifier, or also a regressor where the caller takes them; where real numbers are asked for, it is
+    a regressor, one for each number. Raises StillroomError for an unknown
     name or option, inputs that the model can't read, a builder that fails, and one that returns something else.
     """
     builder = find_builder(spec, where)
@@ -73,6 +75,8 @@ def build_model(
         raise StillroomError(
             f"{where}: {spec} with options {options!r} failed: {describe(error)}; expected a model; change the options"
         ) from error
+    if is_real and not isinstance(model, nn.Module):
+        return _real_estimator(spec, model, where)
     if not (isinstance(model, nn.Module) or is_estimator(model) or (takes_regressors and is_regressor(model))):
         raise StillroomError(
             f"{where}: {spec} returned a {type(model).__name__}; expected a torch.nn.Module, or a scikit-learn "
@@ -81,6 +85,18 @@ def build_model(
     if isinstance(model, nn.Module):
         check_outputs(model, num_classes=num_classes, in_shape=in_shape, where=where)
     return model
+
+
+def _real_estimator(spec: str, model: Any, where: str) -> Any:
+    """Return an estimator that answers with several numbers. Raises StillroomError for one of classes, or none."""
+    from pipeline.models.regressors import AsRead, PerOutput
+
+    if is_estimator(model) or not is_regressor(model):
+        raise StillroomError(
+            f"{where}: {spec} answers with classes; expected a model of real numbers, which the data asks for; name a "
+            f"network, a scikit-learn regressor or one of {', '.join(sorted(REGRESSORS))}"
+        )
+    return model if isinstance(model, AsRead | PerOutput) else PerOutput(model)
 
 
 def check_model(spec: str, options: Mapping[str, Any], where: str) -> list[str]:

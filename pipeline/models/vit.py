@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pipeline.models.layers import Residual, require_positive
+from pipeline.models.layers import Residual, initialise_transformer, require_positive
 
 
 def vit_small(
@@ -48,9 +48,7 @@ class VisionTransformer(nn.Module):
         self.blocks = blocks
         self.norm = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, num_classes)
-        self.apply(initialise_transformer)
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        nn.init.normal_(self.classifier.weight, std=0.01)
+        initialise_transformer(self, positions=self.positions, classifier=self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, H, W] -> logits [B, num_classes]."""
@@ -82,13 +80,3 @@ def transformer_block(width: int, *, heads: int, dropout: float) -> nn.Sequentia
         Residual(nn.Sequential(nn.LayerNorm(width), SelfAttention(width, heads=heads), nn.Dropout(dropout))),
         Residual(nn.Sequential(nn.LayerNorm(width), *perceptron, nn.Dropout(dropout))),
     )
-
-
-def initialise_transformer(module: nn.Module) -> None:
-    """Draw a layer's first weights in place: Glorot for linear layers, LeCun for patches. Source: Dosovitskiy 2021."""
-    if isinstance(module, nn.Linear):
-        nn.init.xavier_uniform_(module.weight)
-    if isinstance(module, nn.Conv2d):
-        nn.init.kaiming_normal_(module.weight, nonlinearity="linear")
-    if isinstance(module, nn.Linear | nn.Conv2d) and module.bias is not None:
-        nn.init.zeros_(module.bias)

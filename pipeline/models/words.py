@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from pipeline.models.layers import initialise, require_positive
+from pipeline.models.layers import initialise, initialise_transformer, require_positive
 from pipeline.models.mlp import hidden_layer
-from pipeline.models.vit import SelfAttention, initialise_transformer
+from pipeline.models.vit import SelfAttention
 
 BUCKETS = 2**14
 
@@ -206,9 +206,7 @@ class WordTransformer(nn.Module):
         self.blocks = blocks
         self.norm = nn.LayerNorm(width)
         self.classifier = nn.Linear(width, num_classes)
-        self.apply(initialise_transformer)
-        nn.init.trunc_normal_(self.positions, std=0.02)
-        nn.init.normal_(self.classifier.weight, std=0.01)
+        initialise_transformer(self, positions=self.positions, classifier=self.classifier)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, L] -> logits [B, num_classes]."""

@@ -1,10 +1,12 @@
 """The zoo: small models by name, and what each of them reads of a sample.
 
 MODELS map pictures [B, C, H, W] to logits [B, num_classes] (the perceptron any numbers [B, ...]), WORD_MODELS hashed
-words [B, L], SERIES_MODELS series [B, L, D]. A builder takes `num_classes`, `in_shape`, the shape of one sample's
-input, and its own options, all by keyword. Its last nn.Linear is the classifier, so that the features a student can be
-taught are that layer's input. KINDS are built alike, but answer in other ways: ensembles in one module
-(`pipeline.models.ensembles.Members`), and a soft decision tree. ESTIMATORS build scikit-learn's.
+words [B, L], SERIES_MODELS series [B, L, D], CODE_MODELS codes [B, L]; GENERATORS
+map noise and a class [B, D] to pictures [B, num_classes]. A builder takes `num_classes`, `in_shape`, the
+shape of one sample's input, and its own options, all by keyword. Its last nn.Linear is the classifier, so that the
+features a student can be taught are that layer's input. KINDS are built alike, but answer in other ways: ensembles in
+one module (`pipeline.models.ensembles.Members`), and a soft decision tree. ESTIMATORS build scikit-learn's classifiers,
+REGRESSORS its regressors.
 """
 
 from collections.abc import Callable
@@ -15,9 +17,21 @@ from torch import nn
 from pipeline.errors import StillroomError
 from pipeline.models.conv import mobile_small, resnet_small, vgg_small
 from pipeline.models.ensembles import batch_ensemble, ensemble, hydra
+from pipeline.models.generators import flow, generator
 from pipeline.models.mlp import mlp
+from pipeline.models.recommending import factorisation, two_tower
 from pipeline.models.recurrent import gru, temporal_cnn
-from pipeline.models.table_estimators import boosting, forest, logistic, prior
+from pipeline.models.speech_estimators import band_logistic
+from pipeline.models.table_estimators import (
+    as_read,
+    boosted_numbers,
+    boosting,
+    forest,
+    forest_numbers,
+    logistic,
+    prior,
+    ridge,
+)
 from pipeline.models.text_estimators import tfidf_bayes, tfidf_logistic, tfidf_svm, vader
 from pipeline.models.tree import soft_tree
 from pipeline.models.vit import vit_small
@@ -36,7 +50,9 @@ WORD_MODELS: dict[str, Callable[..., nn.Module]] = {
     "word_transformer": word_transformer,
 }
 SERIES_MODELS: dict[str, Callable[..., nn.Module]] = {"gru": gru, "temporal_cnn": temporal_cnn}
-NETWORKS = MODELS | WORD_MODELS | SERIES_MODELS  # what an ensemble can be made of
+CODE_MODELS: dict[str, Callable[..., nn.Module]] = {"factorisation": factorisation, "two_tower": two_tower}
+GENERATORS: dict[str, Callable[..., nn.Module]] = {"flow": flow, "generator": generator}
+NETWORKS = MODELS | WORD_MODELS | SERIES_MODELS | CODE_MODELS  # what an ensemble can be made of
 KINDS: dict[str, Callable[..., nn.Module]] = {
     "hydra": hydra,
     "batch_ensemble": batch_ensemble,
@@ -52,20 +68,31 @@ ESTIMATORS: dict[str, Callable[..., Any]] = {
     "forest": forest,
     "boosting": boosting,
     "logistic": logistic,
+    "band_logistic": band_logistic,
 }
-ZOO: dict[str, Callable[..., Any]] = NETWORKS | KINDS | ESTIMATORS
+REGRESSORS: dict[str, Callable[..., Any]] = {  # estimators of real numbers
+    "ridge": ridge,
+    "forest_numbers": forest_numbers,
+    "boosted_numbers": boosted_numbers,
+    "as_read": as_read,
+}
+ZOO: dict[str, Callable[..., Any]] = NETWORKS | GENERATORS | KINDS | ESTIMATORS | REGRESSORS
 
 READS = {  # ensembles read what their network does, and the prior whatever there is
-    **dict.fromkeys(("mlp", "soft_tree", "forest", "boosting", "logistic"), "numbers"),
-    **dict.fromkeys(("vgg_small", "resnet_small", "mobile_small", "vit_small"), "pictures"),
+    **dict.fromkeys(("mlp", "soft_tree", "forest", "boosting", "logistic", *REGRESSORS), "numbers"),
+    **dict.fromkeys(("vgg_small", "resnet_small", "mobile_small", "vit_small", "band_logistic"), "pictures"),
     **dict.fromkeys(WORD_MODELS, "words"),
     **dict.fromkeys(SERIES_MODELS, "series"),
+    **dict.fromkeys(CODE_MODELS, "codes"),
+    **dict.fromkeys(GENERATORS, "noise"),
     **dict.fromkeys(("tfidf_logistic", "tfidf_svm", "tfidf_bayes", "vader"), "text"),
 }
 SHAPES = {  # how each is told, and how many axes a sample of it has
     "numbers": ("numbers [D], or of more axes", (1, 2, 3)),
     "pictures": ("pictures [C, H, W]", (3,)),
     "words": ("words [L]", (1,)),
+    "codes": ("codes [L]", (1,)),
+    "noise": ("noise and a class [D]", (1,)),
     "series": ("series [L, D], or pictures [C, H, W] whose width is time", (2, 3)),
     "text": ("texts ()", (0,)),
 }
@@ -74,7 +101,7 @@ SHAPES = {  # how each is told, and how many axes a sample of it has
 def check_reads(name: str, in_shape: tuple[int, ...], where: str) -> None:
     """Raise StillroomError when a zoo model can't read inputs of this shape: the number of axes tells them apart.
 
-    Words [L] and vectors [D] look alike here.
+    Words [L], codes [L] and vectors [D] look alike here.
     """
     if name not in READS:
         return

@@ -2,5 +2,6 @@
 
 from pipeline.objective.following import Followed, follow
 from pipeline.objective.loss import Objective, targets_of
+from pipeline.objective.reals import RealObjective
 
-__all__ = ["Followed", "Objective", "follow", "targets_of"]
+__all__ = ["Followed", "Objective", "RealObjective", "follow", "targets_of"]

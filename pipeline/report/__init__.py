@@ -3,6 +3,7 @@
 from pipeline.report.choices import LossTable, SweepTable, ensemble_tables, listed, loss_table, sweep_table
 from pipeline.report.contents import Report, Sample
 from pipeline.report.facts import facts
+from pipeline.report.overview import Outcome, overview, render_overview
 from pipeline.report.page import is_current, render, sources_digest
 from pipeline.report.parts import (
     Cost,
@@ -14,8 +15,11 @@ from pipeline.report.parts import (
     student_answers,
     student_part,
     teacher_part,
+    with_figures,
     with_more,
+    with_skill,
 )
+from pipeline.report.pictures import Grid
 from pipeline.report.summary import DISHONEST, headline_text, title_of
 from pipeline.report.teaching import Teaching, teaching_of
 from pipeline.report.tree import Tree, tree_of
@@ -23,8 +27,10 @@ from pipeline.report.tree import Tree, tree_of
 __all__ = [
     "DISHONEST",
     "Cost",
+    "Grid",
     "LossTable",
     "Member",
+    "Outcome",
     "Part",
     "Report",
     "Sample",
@@ -39,7 +45,9 @@ __all__ = [
     "listed",
     "loss_table",
     "member_of",
+    "overview",
     "render",
+    "render_overview",
     "results",
     "sources_digest",
     "student_answers",
@@ -49,5 +57,7 @@ __all__ = [
     "teaching_of",
     "title_of",
     "tree_of",
+    "with_figures",
     "with_more",
+    "with_skill",
 ]

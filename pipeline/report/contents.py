@@ -1,7 +1,7 @@
 """What a page is made of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 
 from pipeline.report.choices import EnsembleTable, LossTable, SweepTable, listed
 from pipeline.report.parts import Cost, Member, Part
+from pipeline.report.pictures import Grid
 from pipeline.report.summary import DISHONEST
 from pipeline.report.teaching import Teaching
 from pipeline.report.tree import Tree
@@ -23,7 +24,9 @@ class Report:
     `members` answer on the test rows of `labels` int64 [N]: teachers, fusions, then students and hard labels of one
     seed. `fusion` is that of the first student; `disagreement` maps every fusion to its teachers' divergence on
     train rows. `samples` and `train_samples` return what is shown of test positions, and of train positions as view 0
-    has them. `strategies` are the details of a league's manifest. Students of `sweeps` have rows as others do.
+    has them. `strategies` are the details of a league's manifest. Students of `sweeps` have rows as others do. Of real
+    numbers there are no members; `errors` hold the rmse of each number, in `unit`, by model, after its kind; where they
+    are pictures, a `grid` shows some.
     """
 
     recipe: str
@@ -46,6 +49,9 @@ class Report:
     ensembles: Sequence[EnsembleTable] = ()
     losses: Sequence[LossTable] = ()
     trees: Sequence[Tree] = ()
+    errors: Mapping[str, tuple[str, Sequence[float]]] = field(default_factory=dict)
+    unit: str = ""
+    grid: Grid | None = None
 
     @property
     def rows(self) -> list[dict[str, Any]]:

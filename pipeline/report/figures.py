@@ -16,6 +16,8 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
+from pipeline.metrics import Interval
+from pipeline.report.columns import CLASSES, Column
 from pipeline.report.numbers import MINUS, number
 from pipeline.report.summary import BASELINES, BreakEven, Difference, Entry
 
@@ -62,8 +64,8 @@ def new_figure(height: float) -> Figure:
     return Figure(figsize=(WIDTH, height), layout=ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08))
 
 
-def comparison(entries: Sequence[Entry], differences: Sequence[Difference]) -> bytes:
-    """Return accuracy of every entry, and each student minus its baselines: dots are seeds, bars 95 % intervals."""
+def comparison(entries: Sequence[Entry], differences: Sequence[Difference], main: Column = CLASSES.main) -> bytes:
+    """Return the main figure of every entry, each student minus its baselines: dots are seeds, bars 95 % intervals."""
     with matplotlib.rc_context(STYLE):
         figure = new_figure(0.9 + 0.27 * max(len(entries), len(differences)))
         many = len({entry.student for entry in entries if entry.student}) > 1
@@ -73,12 +75,13 @@ def comparison(entries: Sequence[Entry], differences: Sequence[Difference]) -> b
         labels = [
             f"{entry.student}: {entry.title}" if many and entry.kind == "baseline" else entry.title for entry in entries
         ]
-        _dots(panels[0], labels, [entry.values("accuracy") for entry in entries], [COLOURS[e.kind] for e in entries])
+        values = [np.multiply(entry.values(main.name), main.scale) for entry in entries]
+        _dots(panels[0], labels, values, [COLOURS[e.kind] for e in entries])
         for place, entry in enumerate(entries):
-            interval = entry.interval("accuracy")
+            interval = entry.interval(main.name)
             if interval:
-                _bar(panels[0], place, interval.mean, interval.low, interval.high, COLOURS[entry.kind])
-        panels[0].set_title("Test accuracy, %")
+                _bar(panels[0], place, interval, COLOURS[entry.kind], main.scale)
+        panels[0].set_title(f"Test {main.title}")
         kinds = list(dict.fromkeys(entry.kind for entry in entries))
         handles = [panels[0].plot([], [], "o", color=COLOURS[kind], markersize=5)[0] for kind in kinds]
         figure.legend(handles, kinds, loc="outside lower left", ncols=len(kinds), handletextpad=0.1)
@@ -87,17 +90,16 @@ def comparison(entries: Sequence[Entry], differences: Sequence[Difference]) -> b
             _dots(panels[1], names, [[] for _ in differences], [COLOURS["student"] for _ in differences])
             panels[1].set_ylim(panels[0].get_ylim())  # so that lines are as far apart as on the left
             for place, difference in enumerate(differences):
-                accuracy = difference.intervals["accuracy"]
-                _bar(panels[1], place, accuracy.mean, accuracy.low, accuracy.high, COLOURS["student"])
+                _bar(panels[1], place, difference.intervals[main.name], COLOURS["student"], main.scale)
             panels[1].axvline(0, color=INK, linewidth=0.8)
-            panels[1].set_title("Difference, points")
+            panels[1].set_title(f"Difference, {main.points}")
         return as_png(figure)
 
 
-def _dots(axes: Axes, labels: Sequence[str], values: Sequence[Sequence[float]], colours: Sequence[str]) -> None:
+def _dots(axes: Axes, labels: Sequence[str], values: Sequence[Any], colours: Sequence[str]) -> None:
     for place, (seeds, colour) in enumerate(zip(values, colours, strict=True)):
         if len(seeds) > 1:
-            axes.plot(np.multiply(seeds, 100), [place] * len(seeds), "o", color=colour, alpha=0.3, markersize=4, mew=0)
+            axes.plot(seeds, [place] * len(seeds), "o", color=colour, alpha=0.3, markersize=4, mew=0)
     axes.set_yticks(range(len(labels)), [shortened(label, 34) for label in labels])
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.tick_params(axis="y", length=0)
@@ -105,18 +107,36 @@ def _dots(axes: Axes, labels: Sequence[str], values: Sequence[Sequence[float]], 
     axes.grid(axis="x")
 
 
-def _bar(axes: Axes, place: int, mean: float, low: float, high: float, colour: str) -> None:
-    if np.isfinite(low):
-        axes.plot([low * 100, high * 100], [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
-    axes.plot(mean * 100, place, "o", color=colour, markersize=6, markeredgecolor="white", markeredgewidth=0.8)
+def _bar(axes: Axes, place: int, interval: Interval, colour: str, scale: float) -> None:
+    if np.isfinite(interval.low):
+        ends = [interval.low * scale, interval.high * scale]
+        axes.plot(ends, [place, place], color=colour, linewidth=1.8, solid_capstyle="butt")
+    axes.plot(interval.mean * scale, place, "o", color=colour, markersize=6, markeredgecolor="white", mew=0.8)
 
 
-def learning_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float]]]]) -> bytes:
-    """Return NLL and accuracy on calibration rows by step: role -> a history a seed; line mean, band all seeds."""
+Seeds = Sequence[Sequence[Mapping[str, float]]]  # a history each
+STEERED = {  # what the two panels of learning curves show, and how it is scaled
+    "nll": ("NLL on calibration rows, nats", 1),
+    "accuracy": ("Accuracy on calibration rows, %", 100),
+}
+STEERED_REALS = {
+    "mse": ("Squared error on calibration rows, standard units", 1),
+    "mae": ("Absolute error on calibration rows, standard units", 1),
+}
+
+
+STEERED_DRAWS = {
+    "energy": ("Energy distance on calibration rows", 1),
+    "mse": ("Squared error on calibration rows, standard units", 1),
+}
+
+
+def learning_curves(histories: Mapping[str, Seeds], shown: Mapping[str, tuple[str, float]] = STEERED) -> bytes:
+    """Return two figures on calibration rows by step: role -> a history a seed; line mean, band all seeds."""
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.1)
         panels = figure.subplots(1, 2)
-        for axes, metric, scale in zip(panels, ("nll", "accuracy"), (1, 100), strict=True):
+        for axes, (metric, (title, scale)) in zip(panels, shown.items(), strict=True):
             for role in (role for role in ROLES if role in histories):
                 seeds = histories[role]
                 steps, mean, low, high = _band(seeds, metric)
@@ -126,8 +146,7 @@ def learning_curves(histories: Mapping[str, Sequence[Sequence[Mapping[str, float
                 line.set_marker("o" if len(steps) == 1 else "")
             axes.grid(axis="y")
             axes.set_xlabel("steps")
-        panels[0].set_title("NLL on calibration rows, nats")
-        panels[1].set_title("Accuracy on calibration rows, %")
+            axes.set_title(title)
         handles, labels = panels[0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower left", ncols=4)
         return as_png(figure)
@@ -143,6 +162,23 @@ def _band(seeds: Sequence[Sequence[Mapping[str, float]]], metric: str) -> tuple[
     rows = [(np.mean(by_step[s]), np.min(by_step[s]), np.max(by_step[s])) for s in steps]
     mean, low, high = (np.array(column) for column in zip(*rows, strict=True)) if rows else (np.empty(0),) * 3
     return np.array(steps), mean, low, high
+
+
+def by_output(errors: Mapping[str, tuple[str, Sequence[float]]], names: Sequence[str], unit: str) -> bytes:
+    """Return the rmse of each number that is asked for, a line a model: model -> its kind, rmse [P]."""
+    with matplotlib.rc_context(STYLE):
+        figure = new_figure(3.3)
+        axes = figure.subplots()
+        for place, (name, (kind, values)) in enumerate(errors.items()):
+            dashes = ("-", "--", ":", "-.")[place % 4] if kind in ("teacher", "baseline") else "-"
+            width = 2.2 if kind == "student" else 1.3
+            axes.plot(range(len(names)), values, dashes, color=COLOURS[kind], linewidth=width, label=name)
+        step = max(1, len(names) // 12)
+        axes.set_xticks(range(0, len(names), step), [shortened(name, 16) for name in names[::step]])
+        axes.set_title(f"RMSE on test rows{', ' + unit if unit else ''}")
+        axes.grid(axis="y")
+        figure.legend(loc="outside lower left", ncols=4)
+        return as_png(figure)
 
 
 def pay_back(even: BreakEven) -> bytes:

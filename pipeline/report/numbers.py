@@ -34,6 +34,13 @@ def limits(interval: Interval, *, scale: float = 1, digits: int = 3) -> str:
     return f"[{signed(interval.low * scale, digits)}, {signed(interval.high * scale, digits)}]"
 
 
+def share(value: float) -> str:
+    """Return a share of one in whole percent: 62 %; < 1 % and > 99 % where rounding would say none or all."""
+    if 0 < value < 0.005:
+        return "< 1 %"
+    return "> 99 %" if 0.995 <= value < 1 else f"{value * 100:.0f} %"
+
+
 def p_value(p: float) -> str:
     """Return 0.031, < 0.001, or a dash when there is none."""
     if math.isnan(p):

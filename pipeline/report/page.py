@@ -5,14 +5,18 @@ import functools
 import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipeline.report import numbers, sections
+from pipeline.report.columns import figures_of, more_of
 from pipeline.report.contents import Report
 from pipeline.report.parts import Member, Part
 from pipeline.report.summary import BASELINES, Entry, break_even, differences, league, strategies
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 LARGEST_MATRIX = 16  # members of a matrix or panels of a figure that can still be read
 MOST_CURVES = 6  # students whose learning curves are drawn
@@ -23,7 +27,7 @@ KINDS = {"teacher": "Teachers", "fusion": "Fusions", "baseline": "Baselines", "s
 def sources_digest() -> str:
     """Return the sha256 of this package's files, so that a page of another release is written anew."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".html")):
+    for path in sorted(path for path in Path(__file__).parent.iterdir() if path.suffix in (".py", ".html", ".css")):
         digest.update(path.read_bytes())
     return digest.hexdigest()
 
@@ -39,14 +43,24 @@ def is_current(page: Path, fingerprint: str) -> bool:
 
 def render(report: Report) -> str:
     """Return the page as HTML."""
-    from jinja2 import Environment, StrictUndefined
+    return template("template.html").render(_values(report))
 
-    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+
+def template(name: str) -> "Template":
+    """Return a template of this package, which knows how numbers are written."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     environment.filters |= {name: getattr(numbers, name) for name in ("count", "params", "span", "size", "p_value")}
     environment.globals |= {"plus_minus": numbers.plus_minus, "signed": numbers.signed, "limits": numbers.limits}
     environment.globals |= {"number": numbers.number, "inline": _inline, "mark": MARK}
-    template = environment.from_string(Path(__file__).with_name("template.html").read_text(encoding="utf-8"))
-    return template.render(_values(report))
+    return environment.get_template(name)
 
 
 def _values(report: Report) -> dict[str, Any]:
@@ -57,6 +71,8 @@ def _values(report: Report) -> dict[str, Any]:
     evens = {entry.name: break_even(rows, entry.name) for entry in students}
     return {
         "report": report,
+        "columns": figures_of(rows),
+        "more": more_of(rows),
         "groups": _grouped(entries),
         "many_students": len({entry.student for entry in entries if entry.student}) > 1,
         "students": students,
@@ -93,13 +109,20 @@ def _grouped(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 
 def _figures(report: Report, entries: Sequence[Entry], found: Sequence[Any], even: Any) -> dict[str, Any]:
-    from pipeline.report import figures, matrices
+    from pipeline.report import figures, matrices, pictures
 
     members = _readable(report.members)
     ordered = [entry for group in _grouped(entries).values() for entry in group]
-    made: dict[str, Any] = {"comparison": figures.comparison(ordered, found)}
+    shown = figures_of(part.row for part in report.listed)
+    made: dict[str, Any] = {"comparison": figures.comparison(ordered, found, shown.main)}
+    real = figures.STEERED_DRAWS if shown.are_draws else figures.STEERED_REALS
+    steered = real if shown.are_real else figures.STEERED
+    if report.errors:
+        made["errors"] = figures.by_output(report.errors, report.classes, report.unit)
+    if report.grid is not None:
+        made["grid"] = pictures.drawn(report.grid)
     histories = list(_histories(report.listed).items())[:MOST_CURVES]
-    made["curves"] = {name: figures.learning_curves(roles) for name, roles in histories}
+    made["curves"] = {name: figures.learning_curves(roles, steered) for name, roles in histories}
     if len(members) > 1:
         made["agreement"] = matrices.agreement_matrix(members)
     if members:

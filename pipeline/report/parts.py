@@ -17,8 +17,12 @@ from torch import Tensor
 from pipeline.errors import CorruptBlockError
 from pipeline.lineage import Manifest, file_digest, fingerprint, read_manifest
 from pipeline.metrics import auroc, group_gap, reliability_curve
+from pipeline.ranking import Ranking
+from pipeline.real_metrics import skill
 
 METRICS = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier")
+REAL_METRICS = ("mae", "rmse", "r2")
+OF_DRAWS = ("energy",)  # beside those of real numbers
 STUDENT = "student"
 MOST_AREAS = 100  # classes, each of which sorts all rows
 
@@ -83,7 +87,9 @@ def teacher_part(store: Manifest, folder: Path, dump_cost: Mapping[str, Any], tr
     row |= {"seconds": _sum(training_cost.get("seconds"), dump_cost.get("seconds")), "teacher_forwards": rows}
     scores = {key: details["scores"]["test"].get(key) for key in ("calibrated_nll", "calibrated_ece")}
     forward = {"forward_seconds": dump_cost.get("forward_seconds"), "dump_seconds": dump_cost.get("seconds")}
-    return Part(row | scores | forward | {"temperature": details["temperature"]}, folder)
+    fitted = {"temperature": details["temperature"]} if "temperature" in details else {}
+    known = {name: value for name, value in scores.items() if fitted}  # what has no temperature has no other score
+    return Part(row | known | forward | fitted, folder)
 
 
 def fusion_part(
@@ -98,7 +104,8 @@ def fusion_part(
     total = None if None in own else sum(number for number in own if number is not None)
     row = _row(store, "fusion", name, scores, None, total)
     more = {key: scores[key] for key in ("disagreement", "mean_weights")}
-    row |= {"seconds": cost.get("seconds"), "teacher_forwards": 0, "teacher_agreement": scores["agreement"]}
+    nearness = {"distance": scores["distance"]} if "distance" in scores else {"teacher_agreement": scores["agreement"]}
+    row |= {"seconds": cost.get("seconds"), "teacher_forwards": 0, **nearness}
     honesty = {} if store.details.get("honest", True) else {"honest": False}
     return Part(row | more | {"strategy": store.config["strategy"]} | honesty, folder)
 
@@ -126,29 +133,49 @@ def student_part(
     return Part(row, folder, details["history"], student)
 
 
-def with_more(part: Part, log_probs: Tensor, labels: Tensor, groups: Sequence[str] | None) -> Part:
+def with_more(
+    part: Part, log_probs: Tensor, labels: Tensor, groups: Sequence[str] | None, ranking: Ranking | None = None
+) -> Part:
     """Return a part whose row has what else its answers on the test rows, [N, C] and [N], tell.
 
-    `auroc`, where there are not too many classes for it; the `group_gap` of accuracy between `groups` of rows.
+    `auroc`, where there are not too many classes for it; the `group_gap` of accuracy between `groups` of rows; where
+    people rank items, how well (`ranking` of the same rows).
     """
     more: dict[str, float] = {}
     if log_probs.shape[-1] <= MOST_AREAS:
         more["auroc"] = auroc(log_probs, labels)
     if groups is not None:
         more["group_gap"] = group_gap(log_probs, labels, groups)
+    if ranking is not None:
+        more |= ranking.metrics(log_probs, labels)
     known = {name: value for name, value in more.items() if not math.isnan(value)}
     return replace(part, row={**part.row, **known})
 
 
-def student_answers(folder: Path, split: str = "test") -> Tensor:
-    """Return a student's log-probabilities on held-out rows: float32 [N, C]. Raises CorruptBlockError."""
+def with_skill(part: Part, reference: float) -> Part:
+    """Return a part whose row says how much better than a reference forecast of this rmse it is on test rows."""
+    found = skill(part.row["rmse"], reference)
+    return part if math.isnan(found) else replace(part, row={**part.row, "skill": found})
+
+
+def with_figures(part: Part, figures: Mapping[str, float]) -> Part:
+    """Return a part whose row has these figures of its answers on test rows, too."""
+    return replace(part, row={**part.row, **figures})
+
+
+def student_answers(folder: Path, split: str = "test", *, are_real: bool = False) -> Tensor:
+    """Return a student's answers on held-out rows, log-probabilities unless they `are_real`: float32 [N, C].
+
+    Raises CorruptBlockError.
+    """
     path, manifest = folder / "answers.safetensors", read_manifest(folder)
     if manifest is None or not path.exists() or file_digest(path) != manifest.digests[path.name]:
         raise CorruptBlockError(
             f"{path}: missing or other bytes than its manifest says; expected the student's answers; "
             f"delete {folder} and run 'stillroom distill' again"
         )
-    return load_file(path)[split].float().log_softmax(-1)
+    found = load_file(path)[split].float()
+    return found if are_real else found.log_softmax(-1)
 
 
 def results(recipe: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -161,8 +188,9 @@ def _row(
     manifest: Manifest, kind: str, name: str, scores: Mapping[str, float], seed: int | None, params: int | None
 ) -> dict[str, Any]:
     head = {"name": name, "kind": kind, "split": "test", "seed": seed, "params": params}
-    figures = {metric: scores.get(metric) for metric in METRICS}
-    return {**head, **figures, "agreement": None, "fingerprint": manifest.fingerprint}
+    figures = {metric: scores.get(metric) for metric in (REAL_METRICS if "rmse" in scores else METRICS)}
+    more = {metric: scores[metric] for metric in OF_DRAWS if metric in scores}
+    return {**head, **figures, **more, "agreement": None, "fingerprint": manifest.fingerprint}
 
 
 def _sum(*seconds: float | None) -> float | None:

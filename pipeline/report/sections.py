@@ -12,6 +12,7 @@ from pipeline.report.contents import Report, Sample
 from pipeline.report.parts import Cost, Member
 from pipeline.report.summary import Entry
 from pipeline.report.teaching import Choice, Example, Teaching
+from pipeline.report.tree_lists import answer_of, nodes_of, steps_of
 
 MOST_CLASSES, MOST_TEACHERS = 30, 12  # rows and columns of the table of weights
 MOST_TRIALS, MOST_UNFINISHED = 50, 12  # rows of a sweep's table, with figures and without
@@ -203,22 +204,21 @@ def losses(report: Report, entries: Sequence[Entry]) -> list[dict[str, Any]]:
 
 
 def trees(report: Report) -> list[dict[str, Any]]:
-    """Return each tree with its figures, and what it says of its example."""
-    if not report.trees:
-        return []
-    from pipeline.report.tree_figures import path_figure, tree_figure
-
+    """Return each tree with its figures, or its lists where it reads a table, and what it says of its example."""
     found = []
     for tree in report.trees:
-        pixels, label = np.asarray(report.samples(np.array([tree.position]))[0]), int(report.labels[tree.position])
+        sample, label = report.samples(np.array([tree.position]))[0], int(report.labels[tree.position])
         truth = report.classes[label] if label >= 0 else "no label"
-        found.append(
-            {
-                "tree": tree,
-                "top": tree_figure(tree, report.classes),
-                "path": path_figure(tree, pixels, report.classes, truth),
-                "truth": truth,
-                "says": report.classes[tree.says],
-            }
-        )
+        said = {"tree": tree, "truth": truth, "says": report.classes[tree.says]}
+        if tree.names is not None:
+            lists = {"root": nodes_of(tree, report.classes), "steps": steps_of(tree)}
+            found.append({**said, **lists, "leaf": answer_of(tree.leaf, report.classes), "record": sample})
+            continue
+        from pipeline.report.tree_figures import path_figure, tree_figure
+
+        pictures = {
+            "top": tree_figure(tree, report.classes),
+            "path": path_figure(tree, np.asarray(sample), report.classes, truth),
+        }
+        found.append({**said, **pictures})
     return found

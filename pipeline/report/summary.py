@@ -12,10 +12,10 @@ from typing import Any
 
 from pipeline.metrics import Interval, PairedInterval, mean_interval, paired_interval
 from pipeline.report import numbers
+from pipeline.report.columns import ALL, figures_of
 
 BASELINES = {"hard_labels": "hard labels", "best_single": "best single teacher", "uniform_mean": "uniform mean"}
 DISHONEST = "fitted on training rows"
-COMPARED = ("accuracy", "f1", "nll", "ece")
 Row = Mapping[str, Any]
 
 
@@ -71,11 +71,13 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """What the interval of the accuracy allows to say."""
-        accuracy = self.intervals["accuracy"]
-        if accuracy.low > 0:
+        """What the interval of the main figure, accuracy or error, allows to say."""
+        main = self.intervals.get("accuracy", self.intervals.get("rmse"))
+        assert main is not None
+        sign = 1 if "accuracy" in self.intervals else -1
+        if sign * main.low > 0 and sign * main.high > 0:
             return "Distilling made it more accurate."
-        if accuracy.high < 0:
+        if sign * main.low < 0 and sign * main.high < 0:
             return "Distilling made it less accurate."
         return "One seed cannot tell it from chance." if self.seeds == 1 else "These seeds do not tell the two apart."
 
@@ -141,7 +143,8 @@ def _difference(student: Entry, baseline: Entry) -> Difference | None:
     seeds = sorted(mine.keys() & theirs.keys())
     if not seeds:
         return None
-    pairs = {name: ([mine[s][name] for s in seeds], [theirs[s][name] for s in seeds]) for name in COMPARED}
+    known = [name for name in ALL if all(row.get(name) is not None for s in seeds for row in (mine[s], theirs[s]))]
+    pairs = {name: ([mine[s][name] for s in seeds], [theirs[s][name] for s in seeds]) for name in known}
     intervals = {name: paired_interval(*pair) for name, pair in pairs.items()}
     return Difference(student.name, baseline.name, len(seeds), intervals)
 
@@ -171,14 +174,16 @@ def strategies(league: Mapping[str, Any]) -> list[Strategy]:
 
 def headline_text(rows: Sequence[Row]) -> str:
     """Return one line: the first student minus hard labels, or what there is instead."""
+    main = figures_of(rows).main
     for difference in differences(rows):
         if difference.baseline == "hard_labels":
-            accuracy = difference.intervals["accuracy"]
-            points = numbers.signed(accuracy.mean * 100, 2)
-            interval = numbers.limits(accuracy, scale=100, digits=2) or "(one seed, no interval)"
-            return f"{difference.student} minus hard labels {points} points {interval}"
+            found = difference.intervals[main.name]
+            points = numbers.signed(found.mean * main.scale, main.digits)
+            interval = numbers.limits(found, scale=main.scale, digits=main.digits) or "(one seed, no interval)"
+            return f"{difference.student} minus hard labels {points} {main.points} {interval}"
     students = [entry for entry in league(rows) if entry.kind == "student"]
     if not students:
         return "no student is finished yet"
-    mean = mean_interval(students[0].values("accuracy"))
-    return f"{students[0].name} {numbers.plus_minus(mean, scale=100, digits=2)} % accuracy; no baseline to compare"
+    mean = mean_interval(students[0].values(main.name))
+    shown = numbers.plus_minus(mean, scale=main.scale, digits=main.digits)
+    return f"{students[0].name} {shown} {main.unit}; no baseline to compare"

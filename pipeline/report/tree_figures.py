@@ -9,6 +9,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
 
 from pipeline.report.figures import COLOURS, INK, MUTED, RULE, STYLE, WIDTH, as_png, shortened
+from pipeline.report.numbers import share as percent
 from pipeline.report.tree import Tree
 
 LEFT, RIGHT, ON_PATH = "#b5473c", "#3b6fb6", COLOURS["student"]
@@ -21,7 +22,7 @@ LIKELIEST = 3  # classes of a leaf that are named
 
 def tree_figure(tree: Tree, classes: Sequence[str]) -> bytes:
     """Return the top of a tree: filters with the share of test rows that reach them, and what lies below as classes."""
-    levels, path = tree.levels, [step.node for step in tree.steps] + [_leaf_of(tree)]
+    levels, path = tree.levels, tree.path
     height = levels * ROW + 1.15
     with matplotlib.rc_context(STYLE):
         figure, axes = _canvas(height)
@@ -40,11 +41,11 @@ def tree_figure(tree: Tree, classes: Sequence[str]) -> bytes:
         for node, values in enumerate(tree.filters):
             x, level = _place(node)
             _filter(axes, values, x, tops[level], is_on_path=node in path)
-            axes.text(x + SIDE / 2 + 0.06, tops[level] - SIDE / 2, _percent(tree.shares[node]), va="center")
+            axes.text(x + SIDE / 2 + 0.06, tops[level] - SIDE / 2, percent(tree.shares[node]), va="center")
         for place, answer in enumerate(tree.answers):
             node = len(tree.filters) + place
             x, level = _place(node)
-            said = [f"{_percent(tree.shares[node])} of rows", *_likeliest(answer, classes, 13)]
+            said = [f"{percent(tree.shares[node])} of rows", *_likeliest(answer, classes, 13)]
             own = ON_PATH if node in path else INK
             for line, (text, colour) in enumerate(zip(said, [MUTED] + [own] * LIKELIEST, strict=False)):
                 axes.text(x, tops[level] - 0.04 - 0.17 * line, text, ha="center", va="top", fontsize=8, color=colour)
@@ -66,7 +67,7 @@ def path_figure(tree: Tree, pixels: np.ndarray, classes: Sequence[str], truth: s
         for step, place in zip(tree.steps, places[1:], strict=False):
             _filter(axes, step.filter, *place, is_on_path=False)
             way, colour = ("right", RIGHT) if step.goes_right else ("left", LEFT)
-            _caption(axes, place, way, _percent(step.probability), colour=colour)
+            _caption(axes, place, way, percent(step.probability), colour=colour)
         x, top = places[-1]
         for line, text in enumerate(["leaf", *_likeliest(tree.leaf, classes, 11)]):
             colour = MUTED if not line else ON_PATH if line == 1 else INK
@@ -88,11 +89,6 @@ def _place(node: int) -> tuple[float, int]:
     """Return where a node stands: its middle from the left, and its level."""
     level = (node + 1).bit_length() - 1
     return (node + 1 - 2**level + 0.5) / 2**level * WIDTH, level
-
-
-def _leaf_of(tree: Tree) -> int:
-    last = tree.steps[-1]
-    return 2 * last.node + 1 + last.goes_right
 
 
 def _filter(axes: Axes, values: np.ndarray, x: float, top: float, *, is_on_path: bool) -> None:
@@ -128,10 +124,4 @@ def _legend(axes: Axes, top: float) -> None:
 def _likeliest(answer: np.ndarray, classes: Sequence[str], length: int) -> list[str]:
     """Return the likeliest classes and their probabilities, best first."""
     order = np.argsort(-answer, kind="stable")[:LIKELIEST]
-    return [f"{shortened(classes[place], length)} {_percent(answer[place])}" for place in order]
-
-
-def _percent(share: float) -> str:
-    if 0 < share < 0.005:
-        return "< 1 %"
-    return "> 99 %" if 0.995 <= share < 1 else f"{share * 100:.0f} %"
+    return [f"{shortened(classes[place], length)} {percent(answer[place])}" for place in order]

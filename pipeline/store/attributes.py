@@ -11,10 +11,18 @@ import numpy as np
 
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import read_file
-from pipeline.store.codecs import parse_codec
+from pipeline.store.codecs import ALL_CODECS, parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
 from pipeline.store.describe import MAX_METADATA_BYTES
-from pipeline.store.fields import field_specs, fold_specs, splits_with_features
+from pipeline.store.fields import (
+    MEAN,
+    VARIANCE,
+    answer_field,
+    field_specs,
+    fold_specs,
+    splits_with_features,
+    target_specs,
+)
 from pipeline.store.layout import ROW_ARRAYS, ArraySpec, Layout
 from pipeline.store.writer import FORMAT, ROOT, attributes_seal
 from pipeline.views import OUT_OF_FOLD, UNLABELLED, ViewPlan, out_of_fold
@@ -63,15 +71,19 @@ def _row_specs(layout: Layout) -> dict[str, ArraySpec]:
 
 def _kind_specs(kind: str, attributes: Mapping[str, Any], layout: Layout) -> dict[str, ArraySpec]:
     classes, splits = _texts(attributes["classes"]), tuple(layout.splits)
-    codec = parse_codec(attributes["codec"], "codec")
+    codec = parse_codec(attributes["codec"], "codec", ALL_CODECS)
+    truths = target_specs(codec, len(classes))
+    if codec.is_real:
+        _check_scale(attributes["scale"], len(classes))
     if kind == "teacher store":
-        specs = field_specs("logits", codec, (len(classes),), splits)
+        specs = field_specs(answer_field(codec), codec, (len(classes),), splits) | truths
         return specs | _feature_specs(attributes.get("features", {}), layout) | fold_specs(splits)
     specs = {"weights": ArraySpec((len(_texts(attributes["teachers"])),), "float16")}
-    for temperature in _temperatures(attributes["temperatures"]):
-        specs |= field_specs(f"log_probs/t{temperature:.12g}", codec, (len(classes),), splits)
-    specs |= {"disagreement": ArraySpec((), "float32")}
-    return specs | ({"corrected": ArraySpec((), "float16")} if "fitted" in attributes else {})  # older ones have none
+    for field in (MEAN, VARIANCE) if codec.is_real else _log_probs(attributes["temperatures"]):
+        specs |= field_specs(field, codec, (len(classes),), splits)
+    specs |= {"disagreement": ArraySpec((), "float32"), **truths}
+    has_corrected = "fitted" in attributes and not codec.is_real  # older ones have none
+    return specs | ({"corrected": ArraySpec((), "float16")} if has_corrected else {})
 
 
 def _feature_specs(features: Mapping[str, Any], layout: Layout) -> dict[str, ArraySpec]:
@@ -85,12 +97,27 @@ def _feature_specs(features: Mapping[str, Any], layout: Layout) -> dict[str, Arr
     return specs
 
 
+def _check_scale(scale: Any, num_outputs: int) -> None:
+    for name, least in (("mean", -math.inf), ("std", 0.0)):
+        numbers = scale[name]
+        if not isinstance(numbers, list) or len(numbers) != num_outputs:
+            raise ValueError(f"a scale without {num_outputs} numbers of {name!r}")
+        if not all(type(each) in (int, float) and least < each < math.inf for each in numbers):
+            raise ValueError(f"a scale whose {name!r} are no numbers that can be")
+    if not isinstance(scale["unit"], str):
+        raise ValueError("a scale without a unit")
+
+
 def _texts(values: Any) -> Sequence[str]:
     if not isinstance(values, list) or not values or not all(isinstance(value, str) for value in values):
         raise ValueError(f"found {str(values)[:40]!r} where names are expected")
     if len(set(values)) < len(values):
         raise ValueError("a name is there twice")
     return values
+
+
+def _log_probs(temperatures: Any) -> list[str]:
+    return [f"log_probs/t{temperature:.12g}" for temperature in _temperatures(temperatures)]
 
 
 def _temperatures(values: Any) -> list[float]:

@@ -11,6 +11,13 @@ from pipeline.store.layout import ArraySpec
 from pipeline.views import OUT_OF_FOLD, RowKeys
 
 FOLD = "fold"  # of rows out of fold: which fold model answered
+TARGETS = "targets"  # of rows of real numbers: what is true of them, in standard units, NaN where unknown or hidden
+LOGITS, VALUES, MEAN, VARIANCE = (
+    "logits",
+    "values",
+    "mean",
+    "variance",
+)  # what teachers say, what a fusion of reals does
 
 
 def field_array(field: str, part: str) -> str:
@@ -47,6 +54,16 @@ def splits_with_features(splits: tuple[str, ...]) -> tuple[str, ...] | None:
 def fold_specs(splits: tuple[str, ...]) -> dict[str, ArraySpec]:
     """Return the array that says which fold model answered, where rows out of fold are kept."""
     return {FOLD: ArraySpec((), "uint8", per_view=False, splits=(OUT_OF_FOLD,))} if OUT_OF_FOLD in splits else {}
+
+
+def answer_field(codec: Codec) -> str:
+    """Return what the answers are called in a teacher store of this codec."""
+    return VALUES if codec.is_real else LOGITS
+
+
+def target_specs(codec: Codec, num_outputs: int) -> dict[str, ArraySpec]:
+    """Return the array of what is true of the rows, none of classes: their labels say it."""
+    return {TARGETS: ArraySpec((num_outputs,), "float32", per_view=False)} if codec.is_real else {}
 
 
 def encode_field(field: str, codec: Codec, logits: Tensor, rows: RowKeys) -> dict[str, Tensor]:

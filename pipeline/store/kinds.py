@@ -11,6 +11,7 @@ from pipeline.sparse import SparseTargets
 from pipeline.store.attributes import check_attributes
 from pipeline.store.codecs.features import Fitted, restore
 from pipeline.store.describe import read_constant
+from pipeline.store.fields import MEAN, answer_field
 from pipeline.store.layout import Block
 from pipeline.store.reader import Store
 
@@ -26,12 +27,17 @@ class TeacherStore(Store):
         self._feature_codecs: dict[str, Fitted] = {}
         check_attributes(self.folder, "teacher store", self.attributes, self.layout)
 
+    @property
+    def field(self) -> str:
+        """What its answers are called: logits, or values."""
+        return answer_field(self.codec)
+
     def logits_block(self, block: Block) -> Tensor:
-        """Return a block's logits, up to a constant a row: float32 [n, ..., C]."""
-        return self.codec_in(block.split).decode(self.field_block(block, "logits"), self.num_classes)
+        """Return a block's answers, logits up to a constant a row: float32 [n, ..., C]."""
+        return self.codec_in(block.split).decode(self.field_block(block, self.field), self.num_classes)
 
     def logits(self, split: str, view: int = 0) -> Tensor:
-        """Return one view's logits, up to a constant a row: float32 [N, ..., C]."""
+        """Return one view's answers, logits up to a constant a row: float32 [N, ..., C]."""
         return torch.cat([self.logits_block(block) for block in self.blocks(split, view)])
 
     def decode_field(self, field: str, split: str, stored: Mapping[str, Tensor]) -> Tensor:
@@ -116,7 +122,12 @@ class TargetStore(Store):
         return tuple(self.attributes["teachers"])
 
     def field_at(self, temperature: float) -> str:
-        """Return the name of the field that holds log p_F at this temperature. Raises StillroomError."""
+        """Return the name of the field that holds log p_F at this temperature, of real numbers that of their mean.
+
+        Raises StillroomError.
+        """
+        if self.is_real:
+            return MEAN
         if temperature not in self.temperatures:
             raise StillroomError(
                 f"{self.folder}: found targets at temperatures {list(self.temperatures)}; expected {temperature}; "
@@ -125,9 +136,26 @@ class TargetStore(Store):
         return temperature_array(temperature)
 
     def log_probs(self, split: str, view: int = 0, *, temperature: float = 1.0) -> Tensor:
-        """Return one view's targets: float32 [N, ..., C], log p_F taken at the temperature."""
+        """Return one view's targets: float32 [N, ..., C], log p_F taken at the temperature.
+
+        Raises: StillroomError where they are real numbers.
+        """
+        if self.is_real:
+            raise StillroomError(
+                f"{self.folder}: found real numbers; expected targets of classes; read their means by `means`"
+            )
         stored = self.read_field(split, self.field_at(temperature), view)
         return self.codec_in(split).decode(stored, self.num_classes).log_softmax(-1)
+
+    def means(self, split: str, view: int = 0) -> Tensor:
+        """Return one view's targets where they are real numbers: float32 [N, P], in standard units."""
+        return self.codec_in(split).decode(self.read_field(split, MEAN, view), self.num_classes)
+
+    def answers(self, split: str, view: int = 0) -> Tensor:
+        """Return what one view's targets answer: means, or log-probabilities at the lowest temperature: [N, ..., C]."""
+        return (
+            self.means(split, view) if self.is_real else self.log_probs(split, view, temperature=self.temperatures[0])
+        )
 
     def decode_field(self, field: str, split: str, stored: Mapping[str, Tensor]) -> Tensor | SparseTargets:
         """Return what a loss learns from: log-probabilities [B, ..., C], or what a sparse codec keeps of them.
@@ -137,6 +165,8 @@ class TargetStore(Store):
         if not self.is_coded(field):
             return stored[""].float()
         codec = self.codec_in(split)
+        if codec.is_real:
+            return codec.decode(stored, self.num_classes)
         if codec.is_sparse:
             return codec.sparse(stored)  # type: ignore[attr-defined]
         return codec.decode(stored, self.num_classes).log_softmax(-1)

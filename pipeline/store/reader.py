@@ -19,15 +19,15 @@ from pipeline.lineage import require_manifest
 from pipeline.sparse import SparseTargets
 from pipeline.store.attributes import check_plan, read_attributes
 from pipeline.store.chunks import DamagedChunk, load
-from pipeline.store.codecs import Codec, parse_codec
+from pipeline.store.codecs import ALL_CODECS, Codec, parse_codec
 from pipeline.store.describe import check_places, check_seal, check_sealed, is_own, layout_of
-from pipeline.store.fields import field_array, held_out_codec
+from pipeline.store.fields import MEAN, TARGETS, VALUES, VARIANCE, field_array, held_out_codec
 from pipeline.store.layout import ROW_ARRAYS, Block
 from pipeline.store.records import read_records
 from pipeline.store.writer import FORMAT, ROOT
 from pipeline.views import Split, ViewPlan, transform_from_spec
 
-CODED = ("logits", "log_probs")  # fields of any number of classes, which a codec makes smaller
+CODED = ("logits", "log_probs", VALUES, MEAN, VARIANCE)  # fields that lie as the codec encodes them
 MAKE_WITH = {"teacher store": "stillroom logits", "target store": "stillroom fuse"}
 
 
@@ -169,11 +169,16 @@ class Store:
     @cached_property
     def codec(self) -> Codec:
         """How its field lies on disk."""
-        return parse_codec(self.attributes["codec"], str(self.folder))
+        return parse_codec(self.attributes["codec"], str(self.folder), ALL_CODECS)
+
+    @property
+    def is_real(self) -> bool:
+        """Whether its answers are real numbers, in standard units, and not logits of classes."""
+        return self.codec.is_real
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """The classes, in the order of the last axis."""
+        """The classes, or what the numbers are of, in the order of the last axis."""
         return tuple(self.attributes["classes"])
 
     @property
@@ -201,7 +206,11 @@ class Store:
 
     def _plan(self, config: Mapping[str, Any]) -> ViewPlan:
         splits = {
-            name: Split(self.read(name, "sample_ids"), self.read(name, "labels").astype(np.int64))
+            name: Split(
+                self.read(name, "sample_ids"),
+                self.read(name, "labels").astype(np.int64),
+                self.read(name, TARGETS) if TARGETS in self.layout.arrays else None,
+            )
             for name in self.layout.splits
         }
         return ViewPlan(

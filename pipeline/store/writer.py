@@ -82,6 +82,7 @@ class StoreWriter:
         self.folder, self.layout, self.kind, self.name, self.config = folder, layout, kind, name, config
         self._synced = set[Path]()  # folders of chunks whose way up is known to be durable
         self.fingerprint = fingerprint(config)
+        self.attributes = dict(attributes)
         said = {"format": FORMAT, "kind": kind, "fingerprint": self.fingerprint, MADE_FROM: dict(config), **attributes}
         self.metadata = layout.metadata({"stillroom": {**said, "seal": attributes_seal(said)}}, constants)
 

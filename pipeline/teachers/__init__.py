@@ -3,6 +3,8 @@
 from pipeline.answers import Answers, Teacher
 from pipeline.teachers.onnx import OnnxTeacher
 from pipeline.teachers.predictions import Predictions, PredictionsTeacher
+from pipeline.teachers.present import SourceTeacher
+from pipeline.teachers.regressors import RegressorTeacher, fit_regressor, fit_rows
 from pipeline.teachers.sklearn import SklearnTeacher, fit_sklearn
 from pipeline.teachers.torch import TorchTeacher, fit_torch
 
@@ -11,9 +13,13 @@ __all__ = [
     "OnnxTeacher",
     "Predictions",
     "PredictionsTeacher",
+    "RegressorTeacher",
     "SklearnTeacher",
+    "SourceTeacher",
     "Teacher",
     "TorchTeacher",
+    "fit_regressor",
+    "fit_rows",
     "fit_sklearn",
     "fit_torch",
 ]

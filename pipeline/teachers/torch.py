@@ -1,4 +1,4 @@
-"""Torch modules as teachers: trained on labelled rows with cross-entropy, weights in safetensors."""
+"""Torch modules as teachers: trained on labelled rows, weights in safetensors."""
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pipeline.answers import Answers
 from pipeline.models.taps import PENULTIMATE, FeatureTap, feature_widths, last_linear
 from pipeline.models.weights import save_weights
-from pipeline.train import Evaluate, Fitted, Schedule, fit, label_loss
+from pipeline.train import Evaluate, Fitted, Loss, Schedule, fit, label_loss
 from pipeline.views import ViewLoader
 
 WEIGHTS = "weights.safetensors"
@@ -62,12 +62,13 @@ def fit_torch(
     precision: str,
     checkpoint: Path,
     on_step: Callable[[int], None],
+    loss: Loss = label_loss,
 ) -> Fitted:
     """Train a module on the labelled rows of a loader; resumes from the checkpoint."""
     return fit(
         model,
         loader,
-        label_loss,
+        loss,
         evaluate=evaluate,
         schedule=schedule,
         seed=seed,

@@ -1,6 +1,7 @@
 """Training: one loop for teachers and students, alone, together in one pass, or over several processes."""
 
-from pipeline.train.models import label_loss, predict, prepare, seeded
+from pipeline.train.models import label_loss, predict, prepare, seeded, squared_loss
+from pipeline.train.own import OWN, own_figure, own_loss
 from pipeline.train.ranks import ALONE, Ranks
 from pipeline.train.run import Companion, Evaluate, Fitted, Loss, Run, place_in
 from pipeline.train.schedule import DECAYS, MONITORS, Schedule
@@ -10,6 +11,7 @@ __all__ = [
     "ALONE",
     "DECAYS",
     "MONITORS",
+    "OWN",
     "Companion",
     "Evaluate",
     "Fitted",
@@ -22,8 +24,11 @@ __all__ = [
     "fit",
     "fit_together",
     "label_loss",
+    "own_figure",
+    "own_loss",
     "place_in",
     "predict",
     "prepare",
     "seeded",
+    "squared_loss",
 ]

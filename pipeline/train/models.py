@@ -6,8 +6,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pipeline.losses import cross_entropy, mixed_cross_entropy
-from pipeline.losses.members import for_members, mean_of_members
+from pipeline.losses import cross_entropy, mixed_cross_entropy, squared_error
+from pipeline.losses.members import for_member_targets, for_members, mean_of_members
 from pipeline.views import Batch
 from pipeline.views.draws import stream_seed
 
@@ -45,13 +45,34 @@ def label_loss(logits: Tensor, batch: Batch, *, smoothing: float = 0.0) -> tuple
     return ce, {"ce": ce}
 
 
+def squared_loss(outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """Return the mean squared error of what the batch's targets show: [B, P] -> [B], mean of members."""
+    assert batch.targets is not None
+    squares = mean_of_members(squared_error(outputs, for_member_targets(outputs, batch.targets)), batch.labels)
+    return squares, {"se": squares}
+
+
+def log_probabilities(outputs: Tensor) -> Tensor:
+    """Return logits as log-probabilities: [..., C]."""
+    return outputs.log_softmax(-1)
+
+
 @torch.no_grad()
-def predict(model: nn.Module, batches: Iterator[Batch], *, precision: str = "fp32") -> Tensor:
-    """Return the model's log-probabilities over batches, in evaluation mode: float32 [N, C] on the CPU."""
+def predict(
+    model: nn.Module,
+    batches: Iterator[Batch],
+    *,
+    precision: str = "fp32",
+    answers: Callable[[Tensor], Tensor] = log_probabilities,
+) -> Tensor:
+    """Return the model's answers over batches, in evaluation mode: float32 [N, C] on the CPU.
+
+    `answers` makes them of outputs: log-probabilities unless another is given.
+    """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        rows = [model(batch.inputs).float().log_softmax(-1).cpu() for batch in batches]
+        rows = [answers(model(batch.inputs).float()).cpu() for batch in batches]
     model.train(was_training)
     return torch.cat(rows)

@@ -48,7 +48,8 @@ def assign_folds(labels: np.ndarray, folds: int, seed: int) -> np.ndarray:
 
 def out_of_fold(train: Split) -> Split:
     """Return the labelled train rows, in the plan's order, as a split of their own."""
-    return Split(train.ids[train.labelled], train.labels[train.labelled])
+    rows, targets = train.labelled, train.targets
+    return Split(train.ids[rows], train.labels[rows], None if targets is None else targets[rows])
 
 
 def with_out_of_fold(plan: ViewPlan) -> ViewPlan:

@@ -24,10 +24,15 @@ OUT_OF_FOLD = "out_of_fold"  # a split that follows from train: the rows that fo
 
 @dataclass(frozen=True, eq=False)
 class Split:
-    """Samples with one role: `ids` int64 [N] in data-set order, `labels` int64 [N] as learners may see them."""
+    """Samples with one role: `ids` int64 [N] in data-set order, `labels` int64 [N] as learners may see them.
+
+    Where real numbers are asked for, they are the `targets`, float32 [N, P], NaN where there is none or it may not be
+    seen, and a label is 0 where a sample has any.
+    """
 
     ids: np.ndarray
     labels: np.ndarray
+    targets: np.ndarray | None = None
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -173,6 +178,7 @@ class ViewPlan:
             "dataset": self.dataset,
             "splits": {
                 name: {"count": len(split), "ids": _digest(split.ids), "labels": _digest(split.labels)}
+                | ({} if split.targets is None else {"targets": _digest(split.targets, "<f4")})
                 for name, split in self.splits.items()
                 if name != OUT_OF_FOLD
             },
@@ -216,5 +222,5 @@ class ViewPlan:
         return partners, self.mix.parameters(words)
 
 
-def _digest(values: np.ndarray) -> str:
-    return hashlib.sha256(np.ascontiguousarray(values, "<i8").tobytes()).hexdigest()
+def _digest(values: np.ndarray, dtype: str = "<i8") -> str:
+    return hashlib.sha256(np.ascontiguousarray(values, dtype).tobytes()).hexdigest()

@@ -46,7 +46,8 @@ class Batch:
     teachers;
     `teacher_logits` float32 [T, B, ..., C] when the teachers' own stores are; `features` of each teacher by layer,
     float32 [B, D] ([B, 0] of one without it), `negatives` [n, D] of other rows. `whole` is the number of rows of the
-    batch where several processes share it.
+    batch where several processes share it. Where real numbers are asked for, `targets` float32 [B, P], NaN where hidden
+    or unknown, and of a target store `target_mean` and `target_variance` float32 [B, P].
     """
 
     inputs: Inputs
@@ -61,6 +62,9 @@ class Batch:
     features: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     negatives: Mapping[str, tuple[Tensor, ...]] = field(default_factory=dict)
     whole: int | None = None
+    targets: Tensor | None = None
+    target_mean: Tensor | None = None
+    target_variance: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -79,6 +83,9 @@ class Replayer:
         self._mean = torch.tensor(plan.mean, device=self.device).view(shape)
         self._std = torch.tensor(plan.std, device=self.device).view(shape)
         self._labels = {name: torch.from_numpy(split.labels) for name, split in plan.splits.items()}
+        self._targets = {
+            name: torch.from_numpy(split.targets) for name, split in plan.splits.items() if split.targets is not None
+        }
 
     def showing(self, labels: np.ndarray) -> Self:
         """Return a replayer of the same rows with other train labels: int64 [N], -1 where a learner may not see one."""
@@ -105,7 +112,14 @@ class Replayer:
             partner_labels = labels[partners].to(self.device)
         own = labels[positions].to(self.device)
         inputs = (pixels - self._mean) / self._std if self.plan.mean else pixels
-        return Batch(inputs, own, partner_labels, mix, positions, view)
+        return Batch(inputs, own, partner_labels, mix, positions, view, targets=self.targets(split, positions))
+
+    def targets(self, split: str, positions: np.ndarray) -> Tensor | None:
+        """Return the real numbers of rows as a learner may see them: int64 [B] -> float32 [B, P], None of classes."""
+        if split not in self._targets:
+            return None
+        is_hidden = (self._labels[split][positions] == UNLABELLED).unsqueeze(1)
+        return self._targets[split][positions].masked_fill(is_hidden, torch.nan).to(self.device)
 
     def _transformed(self, split: str, view: int, ids: np.ndarray) -> Inputs:
         images = self.samples.read(ids)

@@ -60,17 +60,21 @@ def packed(root: Path, **content: bytes) -> Path:
 def test_shipped_catalogue_is_complete():
     assert catalog_names() == (
         "fashion-mnist",
+        "fashion-noise",
         "imdb",
         "languages",
+        "metro-traffic",
         "mnist-5k",
+        "movielens",
         "rotten-tomatoes",
         "spam",
         "support2",
+        "support2-sources",
         "voices",
     )
     assert set(read_catalog()) - set(catalog_names()) == {"minilm"}
     for name, listed in read_catalog().items():
-        assert (listed.shape is not None) == (listed.format in (*FORMATS, RECORDINGS))
+        assert (listed.shape is not None) == (listed.format in (*FORMATS, RECORDINGS, "noise"))
         assert bool(listed.inputs) == (listed.format in FRAMES)
         assert (len(listed.classes) >= 2) == (listed.format in (*FORMATS, *FRAMES, RECORDINGS))
         assert {file.name for file in listed.files} == set(listed.sources[0].paths), name
@@ -106,7 +110,8 @@ def test_inputs_that_it_declares_can_be_made(name):
 
 
 def test_near_names_are_told():
-    with pytest.raises(StillroomError, match=r"unknown name 'fashon-mnist'.*did you mean 'fashion-mnist'\?"):
+    near = r"unknown name 'fashon-mnist'.*did you mean 'fashion-mnist' or 'fashion-noise'\?"
+    with pytest.raises(StillroomError, match=near):
         fetch("fashon-mnist", RAW)
 
 

@@ -18,6 +18,9 @@ SPECS: dict[str, dict[str, Any]] = {
     "text": {"kind": "text"},
     "words": {"kind": "words", "length": 6, "ngrams": 2},
     "table": {"kind": "table", "drop": ["text"], "log": ["dose"]},
+    "codes": {"kind": "codes", "columns": ["sex", "visits"], "lists": {"text": 4}},
+    "series": {"kind": "series", "series": ["load"], "length": 2, "beside": ["age"]},
+    "noise": {"kind": "noise", "dims": 3, "columns": ["visits", "sex"]},
 }
 
 
@@ -33,6 +36,8 @@ def make_frame(count: int = 40, seed: int = 0) -> pd.DataFrame:
             "dose": draw.lognormal(0, 3, count),
             "visits": draw.integers(0, 5, count),
             "sex": draw.choice(np.array(["male", "female", None], dtype=object), count),
+            "load-0": draw.normal(3, 1, count),
+            "load-1": draw.normal(3, 1, count),
         }
     )
 
@@ -89,7 +94,10 @@ def test_what_learns_is_fitted_first_and_the_data_set_stays_as_it_was():
     with pytest.raises(ValueError, match=r"input 'table' is read before it is fitted"):
         dataset.reading("table")
     fitted = dataset.fit(np.arange(30))
-    assert fitted.reading("table").shape[0] > 4
+    names = fitted.reading("table").names
+    assert (len(names),) == fitted.reading("table").shape > (4,)
+    assert names[:2] == ("age", "visits")
+    assert fitted.reading("words").names is fitted.reading("text").names is None
     with pytest.raises(ValueError, match="before it is fitted"):
         dataset.reading("table")
     assert dataset.reading("words").shape == (11,)

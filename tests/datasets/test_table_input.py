@@ -139,3 +139,41 @@ def test_columns_and_dropped_ones():
 def test_no_rows_have_the_shape_of_rows():
     made = fitted(pd.DataFrame({"a": [0.0, 1.0], "c": ["x", "y"]}), min_frequency=1)
     assert tuple(made.read(pd.DataFrame({"a": [], "c": []})).shape) == (0, 3) == (0, *made.shape)
+
+
+def test_every_number_has_the_name_of_what_it_says():
+    train = pd.DataFrame(
+        {
+            "sex": ["male", "female"] * 3,
+            "age": [20.0, 30.0, NAN, 50.0, 60.0, 70.0],
+            "creatinine": [0.5, 1.0, 2.0, 4.0, 8.0, 16.0],
+            "race": ["a", "a", "b", "c", None, "a"],
+            "zip": [1, 1, 2, 2, 3, 3],
+            "urine": [NAN] * 4 + [0.5, 1.0],
+        }
+    )
+    made = fitted(train, log=["creatinine"], categories=["zip"], min_frequency=2)
+    assert made.names == (
+        *("age", "urine", "creatinine", "age missing", "urine missing", "sex = female", "sex = male"),
+        *("race = a", "race rare", "race missing", "zip = 1", "zip = 2", "zip = 3"),
+    )
+    assert (len(made.names),) == made.shape
+    column = {name: values for name, *values in zip(made.names, *made.read(train).tolist(), strict=True)}
+    for name, values in column.items():
+        of, _, said = name.partition(" ")
+        known = train[of]
+        expected = {"missing": known.isna(), "rare": known.isin(["b", "c"])}.get(said, known.astype(str) == said[2:])
+        if said:
+            assert values == expected.tolist(), name
+        else:
+            order = np.argsort(known.fillna(known.median()).to_numpy(), kind="stable")
+            assert np.argsort(values, kind="stable").tolist() == order.tolist(), name
+
+
+@pytest.mark.parametrize("kept", [["sex"], ["age"], ["sex", "age"]])
+def test_names_of_one_kind_of_column_alone(kept):
+    train = pd.DataFrame({"sex": ["male", "female"], "age": [20.0, 30.0]})
+    names = {"sex": ("sex = female", "sex = male"), "age": ("age",)}
+    made = fitted(train, columns=kept, min_frequency=1)
+    assert made.names == tuple(name for column in sorted(kept) for name in names[column])
+    assert (len(made.names),) == made.shape

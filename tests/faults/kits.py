@@ -13,7 +13,7 @@ import pytest
 from laws import Expected, expected_of
 
 from pipeline.store import ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
-from pipeline.store.codecs.measure import MEANS, TAILS
+from pipeline.store.codecs.measure import OF_CLASSES
 from stages.mend import examine
 
 QUIET: Any = SimpleNamespace(say=lambda stage, text: None)
@@ -82,7 +82,7 @@ class Kit:
             name: numbers(block.split, name, block.view if spec.per_view else 0, block.positions, spec, author)
             for name, spec in self.layout.arrays_of(block).items()
         }
-        error = {**dict.fromkeys([*MEANS, *TAILS], float(author)), "rows": len(block)}
+        error = {**dict.fromkeys(sorted(OF_CLASSES), float(author)), "rows": len(block)}
         return Computed(arrays, error, {"forward_seconds": 0.5})
 
     def ensure(self, folder: Path, compute: Callable[[Block], Computed] | None = None, **options: Any) -> Filled:

@@ -20,11 +20,11 @@ from pipeline.errors import StillroomError
 from pipeline.loader import TargetLoader
 from pipeline.store import Block, Computed, Store, StoreWriter, TargetStore, TeacherStore, fill, parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
-from pipeline.store.codecs.measure import MEANS, TAILS
+from pipeline.store.codecs.measure import OF_CLASSES
 from pipeline.store.fields import encode_field, held_out_codec
 from pipeline.views import Replayer, RowKeys
 
-ERROR = {**dict.fromkeys([*MEANS, *TAILS], 1e-5), "rows": 4}
+ERROR = {**dict.fromkeys(sorted(OF_CLASSES), 1e-5), "rows": 4}
 Numbers = Mapping[tuple[str, str], np.ndarray]  # by (split, array): [V, N, *tail], or [N, *tail] of samples
 
 

@@ -24,7 +24,7 @@ from pipeline.lineage import COST, MANIFEST
 from pipeline.store import ArraySpec, Filled, Layout
 from pipeline.store.records import RECORDS
 from pipeline.store.verify import verify
-from stages.__main__ import _guarded
+from stages.command import guarded
 
 MEGABYTES = 4
 LARGE = Kit(Layout({"train": (2, 256)}, {"values": ArraySpec((4096,), "float32")}, rows_per_block=32))  # 8 MB
@@ -43,7 +43,7 @@ def large(tmp_path_factory) -> Expected:
 def exit_of(work: Callable[[], object], capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
     """Return the exit code and what is told when the command line does this."""
     with pytest.raises(SystemExit) as ended:
-        _guarded(lambda: work() and None, False)
+        guarded(lambda: work() and None, False)
     return ended.value.code, capsys.readouterr().err
 
 

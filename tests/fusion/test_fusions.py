@@ -32,10 +32,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "meta": [{"epochs": 20}, {"by": "logits", "hidden": 3, "epochs": 10}],
     "gated": [{}, {"by": "confidence", "tau": 0.1}],
     "stacking": [{}, {"estimator": "sklearn.naive_bayes:GaussianNB"}],
+    "present": [{}, {"weights": "mean"}, {"weights": "network", "options": {"epochs": 20}}],
 }
 VARIANTS = [(name, options) for name in FUSIONS for options in OPTIONS.get(name, [{}])]  # a new entry: its defaults
 # not stacking: an estimator's answer is its own, whatever the teachers it learned from have in common
-MIXTURES = {"mean", "weighted", "entropy", "confidence", "linear_pool", "network", "meta", "gated"}
+MIXTURES = {"mean", "weighted", "entropy", "confidence", "linear_pool", "network", "meta", "gated", "present"}
 AVERAGES = [(name, options) for name, options in VARIANTS if name in MIXTURES | {"random_teacher"}]
 POOLS = [(name, options) for name, options in AVERAGES if name in MIXTURES and options.get("of") in (None, MEANS[0])]
 DRAWN_BY_PLACE = {"random_teacher"}  # the lot falls on a place in the list, whoever stands there

@@ -19,7 +19,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "stacking": [{}, {"intercept": True}, {"shared": False}, {"shared": False, "intercept": True}],
     "moments": [{}, {"tau": 0.5}, {"shared": True}],
 }
-VARIANTS = [(name, options) for name in REAL_FUSIONS for options in OPTIONS.get(name, [{}])]
+DRAWN = {"draw"}  # by the keys of rows, and by a teacher's place: tests/fusion/test_draw.py
+VARIANTS = [(name, options) for name in REAL_FUSIONS if name not in DRAWN for options in OPTIONS.get(name, [{}])]
 FITTED = [(name, options) for name, options in VARIANTS if name not in ("mean", "median")]
 # what says no more than its teachers: the others take a teacher's bias away, or its scale
 AVERAGES = [

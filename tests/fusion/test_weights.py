@@ -265,6 +265,6 @@ def test_random_teacher_needs_keys_and_a_weight_for_each_teacher() -> None:
     logits = teachers(3, 10, 4)
     with pytest.raises(StillroomError, match="rows without keys; expected each row's seed, view and sample; give"):
         RandomTeacher().fuse(Outputs(logits, torch.full((10,), -1)), temperature=1.0)
-    with pytest.raises(StillroomError, match="logits of 3 teachers; expected 2, one for each of weights; change"):
+    with pytest.raises(StillroomError, match="answers of 3 teachers; expected 2, one for each of weights; change"):
         RandomTeacher(weights=[1, 2]).fuse(rows_of(logits), temperature=1.0)
     assert hash(RandomTeacher(weights=[1, 2])) == hash(RandomTeacher(weights=(1, 2)))

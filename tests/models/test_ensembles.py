@@ -272,9 +272,9 @@ def test_a_sure_member_of_huge_logits_does_not_overflow():
     ("name", "options", "message"),
     [
         ("hydra", {"heads": 2, "widht": 3}, r"hydra \(vgg_small\): unknown option 'widht'; .* did you mean 'width'"),
-        ("hydra", {"heads": 2, "trunk": "vgg_smal"}, "hydra: unknown network 'vgg_smal'; .* of 10; did you mean 'vgg_"),
+        ("hydra", {"heads": 2, "trunk": "vgg_smal"}, "hydra: unknown network 'vgg_smal'; .* of 12; did you mean 'vgg_"),
         ("batch_ensemble", {"blocks": 2}, r"batch_ensemble \(mlp\): unknown option 'blocks'; expected one of 3"),
-        ("ensemble", {"base": "hydra"}, "ensemble: unknown network 'hydra'; expected one of 10"),
+        ("ensemble", {"base": "hydra"}, "ensemble: unknown network 'hydra'; expected one of 12"),
     ],
 )
 def test_a_network_or_option_that_is_unknown_is_told_with_the_near_ones(name, options, message):

@@ -12,9 +12,11 @@ from torch import nn
 from pipeline.errors import StillroomError
 from pipeline.models import (
     ESTIMATORS,
+    GENERATORS,
     MODELS,
     NETWORKS,
     READS,
+    REGRESSORS,
     SERIES_MODELS,
     FeatureTap,
     build_model,
@@ -75,7 +77,7 @@ def test_every_fault_of_the_options_is_told_at_once(name):
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
-        ("vgg_smal", "here: unknown model 'vgg_smal'; expected one of 24; did you mean 'vgg_small'"),
+        ("vgg_smal", r"here: unknown model 'vgg_smal'; expected one of \d+; did you mean 'vgg_small'"),
         (
             "torchvision:resnet81",
             "here: unknown torchvision model 'resnet81'; expected one of .*; did you mean 'resnet",
@@ -166,7 +168,7 @@ def test_series_may_be_the_columns_of_a_picture(name, in_shape):
 
 
 def test_what_each_model_of_the_zoo_reads_is_known():
-    assert set(READS) == {*NETWORKS, "soft_tree", *ESTIMATORS} - {"prior"}
+    assert set(READS) == {*NETWORKS, *GENERATORS, "soft_tree", *ESTIMATORS, *REGRESSORS} - {"prior"}
     assert READS["embedding_bag"] == "words"
 
 

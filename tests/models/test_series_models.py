@@ -5,6 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from pipeline.errors import StillroomError
 from pipeline.models import SERIES_MODELS, FeatureTap, Members, build_model, feature_widths
 
 STEPS, WIDTH = 20, 5
@@ -124,3 +125,15 @@ def test_ensembles_are_made_of_it(name, kind):
 def test_impossible_sizes_are_refused(name, option):
     with pytest.raises(ValueError, match=f"{option} = 0; expected 1 or more"):
         SERIES_MODELS[name](num_classes=2, in_shape=(STEPS, WIDTH), **{option: 0})
+
+
+@each_model
+def test_the_last_step_alone_may_be_asked(name):
+    model, x = small_model(name, pool="last"), series()
+    torch.testing.assert_close(model(x), model.classifier(steps_of(model, name, x)[:, -1]))
+
+
+@each_model
+def test_there_is_no_other_pool(name):
+    with pytest.raises(StillroomError, match="pool is 'max'; expected one of \\['last', 'mean'\\]"):
+        small_model(name, pool="max")

@@ -6,9 +6,9 @@ import pytest
 from pipeline.errors import StillroomError
 from pipeline.models import build_model
 from pipeline.models.estimators import dump_sklearn, read_sklearn
-from pipeline.models.speech_estimators import band_statistics
+from pipeline.models.speech_estimators import band_logistic, band_statistics
 
-NAME = "pipeline.models.speech_estimators:band_logistic"
+NAME = "band_logistic"
 SHAPE = (1, 6, 20)
 
 
@@ -49,10 +49,12 @@ def test_it_learns_and_comes_back_from_disk_the_same_bytes():
     assert (estimator.predict(rows) == labels).mean() > 0.9
     content = dump_sklearn(estimator)
     assert content == dump_sklearn(fitted())
-    again = read_sklearn(content, package="pipeline", where="here")
+    again = read_sklearn(content, package="sklearn", where="here")
     assert np.array_equal(again.predict_proba(rows), estimator.predict_proba(rows))
 
 
 def test_other_samples_than_pictures_are_refused():
-    with pytest.raises(StillroomError, match=r"band_logistic with options \{\} failed: .*samples of shape \(4,\)"):
+    with pytest.raises(StillroomError, match=r"band_logistic reads pictures \[C, H, W\]; found \(4,\); choose another"):
         build_model(NAME, num_classes=3, in_shape=(4,))
+    with pytest.raises(ValueError, match=r"samples of shape \(4,\), where \(channels, bands, frames\) are read"):
+        band_logistic(num_classes=3, in_shape=(4,))

@@ -114,3 +114,14 @@ def test_cases_by_hand() -> None:
     assert [case.reason.split()[1] for case in found] == ["teachers", "fusion", "student", "are"]
     assert choose_cases([one], None, None, labels, best=0, each=1) == [Case("All are wrong, and sure of it", 1)]
     assert choose_cases([], None, None, labels, best=0) == []
+
+
+def test_what_else_rows_tell_has_columns_of_its_own(make_report: MakeReport, parts: list[Part]) -> None:
+    report = make_report()
+    assert "AUROC" not in render(report)
+    ranked = [replace(part, row={**part.row, "auroc": 0.75, "ndcg10": 0.8125}) for part in parts]
+    page = render(replace(report, parts=ranked))
+    assert "<th>AUROC</th><th>NDCG@10</th><th>parameters</th>" in page
+    assert "<td>0.750</td><td>0.812</td>" in page
+    assert "NDCG@10 is of each person's test rows" in page
+    assert "coverage@10, %" not in page

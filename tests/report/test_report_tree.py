@@ -1,5 +1,6 @@
 """A tree on the page: its shares, answers and path agree with a walk over every row and node."""
 
+import statistics
 from collections.abc import Callable
 from typing import Any
 
@@ -10,6 +11,8 @@ from matplotlib.colors import to_hex
 
 from pipeline.models.tree import SoftTree, soft_tree
 from pipeline.report import Report, Tree, render, tree_figures, tree_of
+from pipeline.report.numbers import share
+from pipeline.report.tree_lists import nodes_of, steps_of
 
 MakeReport = Callable[..., Report]
 CLASSES = ["T-shirt", "$x_", "a class of a very long name"]
@@ -81,6 +84,81 @@ def test_a_tree_agrees_with_a_walk_over_its_nodes(depth: int, levels: int, chann
     assert node == likeliest
     assert np.prod([step.probability for step in found.steps]) == pytest.approx(own[likeliest], abs=1e-5)
     assert found.says == int(tree(rows[2:3]).argmax())
+
+
+def table_tree(depth: int, num_columns: int = 6) -> tuple[SoftTree, torch.Tensor, list[str]]:
+    """A tree over columns of very different spread, its rows and their names."""
+    torch.manual_seed(depth)
+    tree = soft_tree(num_classes=3, in_shape=(num_columns,), depth=depth)
+    with torch.no_grad():
+        for parameter in tree.parameters():
+            parameter.add_(0.7 * torch.randn_like(parameter))
+    rows = torch.randn(8, num_columns) * torch.tensor([2.0, 1.0, 0.5, 0.1, 0.0, 1.0])
+    return tree.eval(), rows, [f"column <{place}>" for place in range(num_columns)]
+
+
+@pytest.mark.parametrize(("depth", "levels"), [(1, 1), (4, 4), (6, 4)])
+def test_a_tree_over_a_table_names_what_turns_its_rows_most(depth: int, levels: int) -> None:
+    tree, rows, names = table_tree(depth)
+    found = tree_of("mine", 0, tree, rows.split(3), np.zeros(8, int), names=names)
+    assert found.levels == levels
+    reached = [walk(tree, row) for row in rows]
+    shares = {node: float(np.mean([own[node] for own in reached])) for node in reached[0]}
+    spread = [statistics.pstdev(column) for column in rows.T.tolist()]
+    waiting = [(0, nodes_of(found, CLASSES))]
+    seen = 0
+    while waiting:
+        node, told = waiting.pop()
+        seen += 1
+        assert told["share"] == share(found.shares[node])
+        assert float(found.shares[node]) == pytest.approx(shares[node], abs=1e-6)
+        assert told["is_on_path"] == (node in found.path)
+        if not told["children"]:
+            assert node >= len(found.filters)
+            assert [each["name"] for each in told["answer"]] == [
+                CLASSES[place] for place in np.argsort(-found.answers[node - len(found.filters)])
+            ]
+            continue
+        beta = float(tree.log_beta[node].detach().exp())
+        pulls = [beta * weight * std for weight, std in zip(tree.weight[node].tolist(), spread, strict=True)]
+        heaviest = sorted(range(6), key=lambda place: -abs(pulls[place]))[:3]
+        assert [each["name"] for each in told["columns"]] == [names[place] for place in heaviest]
+        assert [each["pull"] for each in told["columns"]] == pytest.approx([pulls[p] for p in heaviest], rel=1e-5)
+        assert "column <4>" not in [each["name"] for each in told["columns"]]  # it is the same in every row
+        assert told["right"] == share(shares[2 * node + 2] / shares[node])
+        (left, below_left), (right, below_right) = told["children"]
+        assert (left, right) == ("left", "right")
+        waiting += [(2 * node + 1, below_left), (2 * node + 2, below_right)]
+    assert seen == 2 ** (levels + 1) - 1
+    assert [step["way"] for step in steps_of(found)] == ["right" if s.goes_right else "left" for s in found.steps]
+    assert len(found.steps) == depth
+
+
+def test_a_node_that_no_row_reaches_sends_none_right() -> None:
+    tree, rows, names = table_tree(2)
+    with torch.no_grad():
+        tree.weight[0].zero_()
+        tree.bias[0] = -1e4  # all go left
+    told = nodes_of(tree_of("mine", 0, tree, [rows], np.zeros(8, int), names=names), CLASSES)
+    assert (told["right"], told["children"][1][1]["right"], told["children"][1][1]["share"]) == ("0 %", "none", "0 %")
+
+
+@pytest.mark.usefixtures("nothing_drawn")
+def test_the_page_lists_a_tree_over_a_table(make_report: MakeReport) -> None:
+    tree, rows, names = table_tree(5)
+    report = make_report(samples=lambda positions: ["age 54, sex <male>" for _ in positions])
+    found = tree_of("mine", 0, tree, [rows], report.labels[:8], names=names)
+    page = render(make_report(trees=[found], samples=report.samples))
+    section = page[page.index("<h2>What the tree asks</h2>") : page.index("<h2>Provenance</h2>")]
+    assert "the first 4 of 5 levels" in section
+    assert section.count("go right</span>") == 15
+    assert section.count("<li") == 31 + 6  # nodes, then turns and a leaf
+    assert section.count('<li class="path">') == 5
+    assert section.count("<ul") == section.count("</ul>") == 16
+    assert "age 54, sex &lt;male&gt;" in section
+    assert "column &lt;0&gt;" in section
+    assert f"The whole tree says class {found.says}; the truth is class {report.labels[0]}" in section
+    assert "<img" not in section.partition('<div class="cases">')[0]
 
 
 def test_a_subtree_that_no_row_reaches_still_answers() -> None:

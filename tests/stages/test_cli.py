@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-COMMANDS = ("data", "teachers", "logits", "fuse", "distill", "report", "verify", "status", "gc")
+COMMANDS = ("data", "teachers", "logits", "fuse", "distill", "recipes", "report", "verify", "status", "gc")
 
 
 def stillroom(*words: str, cwd: Path = ROOT) -> subprocess.CompletedProcess:
@@ -64,13 +64,13 @@ def test_a_mistake_is_one_line_without_traceback(words, told, tmp_path):
     ],
 )
 def test_the_operating_systems_refusals_are_told(number, told, capsys):
-    from stages.__main__ import _guarded
+    from stages.command import guarded
 
     def work() -> None:
         raise OSError(number, "refused", "data/logits/x")
 
     with pytest.raises(SystemExit) as end:
-        _guarded(work, debug=False)
+        guarded(work, debug=False)
     assert end.value.code == 1
     message = capsys.readouterr().err
     assert message.startswith("error: data/logits/x: ")
@@ -78,13 +78,13 @@ def test_the_operating_systems_refusals_are_told(number, told, capsys):
 
 
 def test_interruption_says_that_nothing_is_lost(capsys):
-    from stages.__main__ import _guarded
+    from stages.command import guarded
 
     def work() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(SystemExit) as end:
-        _guarded(work, debug=False)
+        guarded(work, debug=False)
     assert end.value.code == 130
     assert "run the same command to go on" in capsys.readouterr().err
 

@@ -56,6 +56,10 @@ def test_commented_recipe_shows_every_key():
     lines = text[text.index("# [[input]]") :].split("\n\n")[0].splitlines()
     commented = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))
     assert shown(SECTIONS["input"], commented["input"][0]) == set(SECTIONS["input"].model_fields)
+    lines = text[text.index("# [[source]]") :].split("\n\n")[0].splitlines()
+    (source,) = tomllib.loads("\n".join(line.removeprefix("# ") for line in lines))["source"]
+    assert set(source) == set(SECTIONS["source"].model_fields)
+    SECTIONS["source"].model_validate(source)
     for section in ("teacher", "fusion", "student"):
         table = {key for entry in document[section] for key in entry}
         assert shown(SECTIONS[section], table) == set(SECTIONS[section].model_fields), section

@@ -105,7 +105,8 @@ def test_the_weights_kept_are_those_of_the_best_evaluation(made, name):
     by = "kl" if name == "ranked" else "nll"
     best = min(manifest.details["history"], key=lambda figures: figures[by])
     assert manifest.details["best_step"] == best["step"]
-    found = quick_scores(rebuilt(ws, folder_of(ws, name)), ws.held_out("calibration"), "fp32")
+    truth = ws.task.truth(ws.plan.splits["calibration"])
+    found = quick_scores(rebuilt(ws, folder_of(ws, name)), ws.held_out("calibration"), truth, ws.task, "fp32")
     assert found["nll"] == pytest.approx(best["nll"], rel=1e-4)
 
 
@@ -165,6 +166,8 @@ def test_labels_alone_are_smoothed_and_only_labelled_rows_are_seen(made):
     steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
     build = partial(build_model, "mlp", num_classes=3, in_shape=ws.dataset.shape, width=8, depth=1)
 
+    truth = ws.task.truth(ws.plan.splits["calibration"])
+
     def trained(smoothing):
         model = seeded(build, 0)
         rows = ws.plan.splits["train"].labelled
@@ -172,7 +175,7 @@ def test_labels_alone_are_smoothed_and_only_labelled_rows_are_seen(made):
             model,
             ViewLoader(ws.replayer, "train", batch_size=9, seed=0, positions=rows),
             partial(label_loss, smoothing=smoothing),
-            evaluate=lambda model: quick_scores(model, ws.held_out("calibration"), "fp32"),
+            evaluate=lambda model: quick_scores(model, ws.held_out("calibration"), truth, ws.task, "fp32"),
             schedule=ws.schedule(entry, steps, epoch),
             seed=0,
             where="by hand",

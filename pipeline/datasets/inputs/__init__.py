@@ -11,8 +11,12 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from pipeline.datasets.catalog import encoders
+from pipeline.datasets.inputs.codes import Codes
 from pipeline.datasets.inputs.contract import Fitted, Input
 from pipeline.datasets.inputs.embedding import Embedding, encoder_sha256
+from pipeline.datasets.inputs.noise import Noise
+from pipeline.datasets.inputs.of_source import HAS_SOURCE, SOURCE, OfSource
+from pipeline.datasets.inputs.series import Series
 from pipeline.datasets.inputs.table import Table
 from pipeline.datasets.inputs.text import Text
 from pipeline.datasets.inputs.words import Words
@@ -20,9 +24,17 @@ from pipeline.errors import StillroomError, near_names, unknown_name
 
 InputSpecs = Mapping[str, Mapping[str, Any]]  # by name: {"kind": ..., and the kind's options}
 
-__all__ = ["INPUTS", "Fitted", "Input", "InputSpecs", "config_of", "parse_input"]
+__all__ = ["INPUTS", "Fitted", "Input", "InputSpecs", "OfSource", "config_of", "parse_input", "parse_of_source"]
 
-INPUTS: dict[str, type] = {"text": Text, "words": Words, "table": Table, "embedding": Embedding}
+INPUTS: dict[str, type] = {
+    "text": Text,
+    "words": Words,
+    "table": Table,
+    "embedding": Embedding,
+    "series": Series,
+    "codes": Codes,
+    "noise": Noise,
+}
 
 
 def parse_input(name: str, spec: Mapping[str, Any], columns: Sequence[str]) -> Input:
@@ -50,6 +62,35 @@ def parse_input(name: str, spec: Mapping[str, Any], columns: Sequence[str]) -> I
     return made
 
 
+def parse_of_source(
+    name: str, spec: Mapping[str, Any], columns: Sequence[str], sources: Sequence[str]
+) -> Input | OfSource:
+    """Return the input that a table names, of one source's columns where it says `source`.
+
+    These are all of them, unless the table says which. Raises StillroomError for an unknown source, a kind that can't
+    say whether a record has it, and as `parse_input` does.
+    """
+    if SOURCE not in spec:
+        return parse_input(name, spec, columns)
+    where, kind, source = f"input.{name}.{SOURCE}", spec.get("kind"), str(spec[SOURCE])
+    if not sources:
+        raise StillroomError(f"{where}: found {source!r}; expected none, for the data is one table; remove it")
+    if source not in sources:
+        raise unknown_name(where, "source", source, sources)
+    own = tuple(column for column in columns if column.startswith(f"{source}."))
+    asked = {key: value for key, value in spec.items() if key != SOURCE}
+    usual = {each.name: each.default for each in fields(INPUTS[kind])} if kind in INPUTS else {}
+    if usual.get("columns", "all") != "all":
+        asked.setdefault("columns", own)
+    made = parse_input(name, asked, own)
+    if made.gives not in HAS_SOURCE:
+        raise StillroomError(
+            f"{where}: found {source!r} with kind {kind!r}, which gives {made.gives}; expected one that gives "
+            f"{', '.join(HAS_SOURCE)}, which tell whether a record has it; read it without a source"
+        )
+    return OfSource(made, source, own)
+
+
 def _fault(where: str, error: Any) -> str:
     expected = error["msg"].replace("Input should be", "expected", 1)
     return f"{where}.{error['loc'][0]}: found {error['input']!r}; {expected}; correct it"
@@ -68,8 +109,10 @@ def _check_columns(where: str, made: Input, columns: Sequence[str]) -> None:
                 )
 
 
-def config_of(made: Input) -> dict[str, Any]:
+def config_of(made: Input | OfSource) -> dict[str, Any]:
     """Return what an input is made from, as JSON: its kind, version, every option, and the weights of an encoder."""
+    if isinstance(made, OfSource):
+        return {**config_of(made.made), SOURCE: made.source}
     kind = next(name for name, each in INPUTS.items() if type(made) is each)
     weights = {"encoder_sha256": encoder_sha256(made.encoder)} if isinstance(made, Embedding) else {}
     options = json.loads(json.dumps(asdict(made)))  # type: ignore[call-overload]  # tuples become lists, as on disk

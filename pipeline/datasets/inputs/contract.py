@@ -8,7 +8,10 @@ from torch import Tensor
 
 
 class Fitted(Protocol):
-    """An input that has learned what it needs."""
+    """An input that has learned what it needs.
+
+    One whose numbers mean something each also has `names`, a tuple of what they are called.
+    """
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -19,9 +19,10 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Table:
     """Numbers and categories of `columns` (those named in `drop` left out) as a vector, float32 [B, D].
 
-    A number is clipped to the train quantiles `clip`, given the train median where it is missing (infinite ones are),
-    and scaled: "standard" to mean 0 and variance 1, "minmax" to 0..1, "log" as log(1 + number - least) and then as
-    "standard"; the options `standard`, `minmax`, `log`, `none` name columns scaled otherwise than `scale`. One more
+    A number is clipped to the train quantiles `clip` (or left alone, if that is "none"), given the train median where
+    it is missing (infinite ones are), and scaled: "standard" to mean 0 and variance 1, "minmax" to 0..1, "log" as
+    log(1 + number - least) and then as "standard"; the options `standard`, `minmax`, `log`, `none` name columns scaled
+    otherwise than `scale`. One more
     column says where it was missing, if it was so in train. A category, or a number named in `categories`, has a
     column for each value of at least `min_frequency` train rows, one for all rarer values together and one for missing,
     if train has such; another value has zeros throughout.
@@ -29,7 +30,7 @@ class Table:
 
     columns: Literal["all"] | tuple[str, ...] = "all"
     drop: tuple[str, ...] = ()
-    clip: tuple[Share, Share] = (0.001, 0.999)
+    clip: tuple[Share, Share] | Literal["none"] = (0.001, 0.999)
     scale: Scale = "standard"
     standard: tuple[str, ...] = ()
     minmax: tuple[str, ...] = ()

@@ -1,7 +1,7 @@
 """A table's columns as vectors, by scikit-learn: it is imported only where a table is read, for it takes a second."""
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
@@ -23,11 +23,12 @@ class FittedTable:
 
     def __init__(self, numbers: Mapping[str, Scale], categories: list[str], options: Table):
         self.numbers, self.categories = list(numbers), categories
+        clipping = () if options.clip == "none" else (Clip(options.clip),)
         indicator = MissingIndicator(features="missing-only", error_on_new=False)
         self.transformer = ColumnTransformer(
             [
                 *(
-                    (scale, make_pipeline(Clip(options.clip), _median(), *steps), names)
+                    (scale, make_pipeline(*clipping, _median(), *steps), names)
                     for scale, steps in SCALES.items()
                     if (names := [name for name in self.numbers if numbers[name] == scale])
                 ),
@@ -38,9 +39,10 @@ class FittedTable:
         )
 
     def learn(self, train: pd.DataFrame) -> None:
-        """Learn from train rows; `shape` is (D,) from then on."""
+        """Learn from train rows; from then on `shape` is (D,), and `names` are those of the D numbers."""
         columns = self.transformer.fit_transform(self._plain(train)).shape[1]
         self.shape: tuple[int, ...] = (columns,)
+        self.names = tuple(self._named())
 
     def read(self, frame: pd.DataFrame) -> Tensor:
         """Return the vectors of records: float32 [B, D]."""
@@ -48,6 +50,16 @@ class FittedTable:
             return torch.zeros(0, *self.shape)
         vectors = self.transformer.transform(self._plain(frame))
         return torch.from_numpy(np.ascontiguousarray(vectors, dtype=np.float32))
+
+    def _named(self) -> Iterator[str]:
+        """Yield what each number of a vector is called: age, "age missing", "sex = male", "race rare"."""
+        for part, transformer, columns in self.transformer.transformers_:
+            if not columns:  # of these it has fitted nothing
+                continue
+            if part == "missing":
+                yield from (f"{columns[place]} missing" for place in transformer.features_)
+            else:
+                yield from transformer.names_ if part == "categories" else columns
 
     def _plain(self, frame: pd.DataFrame) -> pd.DataFrame:
         """Return numbers as float64, NaN where they are not finite, and categories as texts or None."""
@@ -100,18 +112,24 @@ class OneHot(TransformerMixin, BaseEstimator):
         self.min_frequency = min_frequency
 
     def fit(self, X: pd.DataFrame, y: None = None) -> Self:
-        """Learn the place of each value of each column."""
-        self.places_ = [self._places(X[name]) for name in X]
+        """Learn the place of each value of each column, and what each place is called."""
+        found = [self._places(X[name]) for name in X]
+        self.places_ = [places for places, _ in found]
+        self.names_ = [f"{column} {told}" for column, (_, names) in zip(X, found, strict=True) for told in names]
         return self
 
-    def _places(self, column: pd.Series) -> dict[str | None, int]:
-        """Return a value's place among the columns that stand for it: frequent ones sorted, rare ones, missing."""
-        counts = column.dropna().value_counts()
+    def _places(self, column: pd.Series) -> tuple[dict[str | None, int], list[str]]:
+        """Return a value's place among the columns that stand for it: frequent ones sorted, rare ones, missing.
+
+        Also what each of these columns says of a record.
+        """
+        counts, has_gaps = column.dropna().value_counts(), bool(column.isna().any())
         frequent = sorted(counts.index[counts >= self.min_frequency])
         rare = sorted(counts.index[counts < self.min_frequency])
         places: dict[str | None, int] = {value: place for place, value in enumerate(frequent)}
         places |= dict.fromkeys(rare, len(frequent))
-        return places | ({None: len(frequent) + bool(rare)} if column.isna().any() else {})
+        places |= {None: len(frequent) + bool(rare)} if has_gaps else {}
+        return places, [*(f"= {value}" for value in frequent), *["rare"] * bool(rare), *["missing"] * has_gaps]
 
     def transform(self, X: pd.DataFrame) -> np.ndarray:
         """Return zeros and ones."""

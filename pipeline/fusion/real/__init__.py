@@ -3,7 +3,9 @@
 from collections.abc import Callable
 
 from pipeline.fusion.real.base import FusedReals, RealFusion
+from pipeline.fusion.real.draw import Draw
 from pipeline.fusion.real.strategies import InverseVariance, Mean, Median, Moments, Stacking, Weighted
+from pipeline.fusion.real.target import RealTarget
 
 REAL_FUSIONS: dict[str, Callable[..., RealFusion]] = {
     "mean": Mean,
@@ -12,16 +14,19 @@ REAL_FUSIONS: dict[str, Callable[..., RealFusion]] = {
     "median": Median,
     "stacking": Stacking,
     "moments": Moments,
+    "draw": Draw,
 }
 
 __all__ = [
     "REAL_FUSIONS",
+    "Draw",
     "FusedReals",
     "InverseVariance",
     "Mean",
     "Median",
     "Moments",
     "RealFusion",
+    "RealTarget",
     "Stacking",
     "Weighted",
 ]

@@ -10,6 +10,7 @@ from torch import Tensor
 from pipeline.errors import StillroomError
 from pipeline.fusion.base import Strategy, name_of
 from pipeline.fusion.distributions import sum_classes, sum_teachers
+from pipeline.views import RowKeys
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,9 +44,10 @@ class RealFusion(Strategy):
         """
         return self
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return what the teachers say together: float [T, B, *S]; `mask` bool [B, *S] picks what they may part on.
 
+        `keys` are what a strategy that draws lots draws them by.
         Raises: StillroomError when a value is not finite, before a `fit` that is needed, or for other teachers or
         outputs than it was fitted on.
         """

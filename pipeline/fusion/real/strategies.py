@@ -26,13 +26,14 @@ from pipeline.fusion.real.base import (
     together,
 )
 from pipeline.fusion.real.fit import Entries, entries, non_negative_least_squares, performance_weights, residual_moments
+from pipeline.views import RowKeys
 
 
 @dataclass(frozen=True)
 class Mean(RealFusion):
     """Every teacher counts the same. The variance is that between the teachers: 0 where they share a mistake."""
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return the plain mean."""
         values = checked(values, mask, self.where)
         return together(values, torch.full(one_each(values), 1 / len(values), dtype=values.dtype), mask)
@@ -46,7 +47,7 @@ class Median(RealFusion):
     of all teachers' distances from the median.
     """
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return the median."""
         values = checked(values, mask, self.where)
         count, ordered = len(values), values.sort(dim=0).values
@@ -75,7 +76,7 @@ class Weighted(RealFusion):
         """Return a copy with weights [T, 1]. Raises: StillroomError also when the targets do not vary."""
         return self.with_state(weights=performance_weights(entries(values, targets, mask, self.where), self.tau))
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return the weighted mean."""
         values = checked(values, mask, self.where)
         return together(values, self.fitted_state("weights", values), mask)
@@ -103,7 +104,7 @@ class InverseVariance(RealFusion):
         bias, variance = residual_moments(rows, debias=self.debias, shared=self.shared)
         return self.with_state(bias=bias, variance=variance)
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return the mean weighted by precision, of values that were debiased if they should be."""
         values = checked(values, mask, self.where)
         variance = self.fitted_state("variance", values)
@@ -162,7 +163,7 @@ class Stacking(RealFusion):
         unknowns = rows.num_teachers + int(self.intercept)
         return factors, np.asarray(intercept), np.asarray(residuals @ residuals / (len(wanted) - unknowns))
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return the regression's answer."""
         values = checked(values, mask, self.where)
         factors = self.fitted_state("factors", values)
@@ -199,7 +200,7 @@ class Moments(RealFusion):
         weights = equal if self.tau is None else performance_weights(rows, self.tau)
         return self.with_state(weights=weights, variance=variance)
 
-    def fuse(self, values: Tensor, *, mask: Tensor | None = None) -> FusedReals:
+    def fuse(self, values: Tensor, *, mask: Tensor | None = None, keys: RowKeys | None = None) -> FusedReals:
         """Return the mixture's mean and variance."""
         values = checked(values, mask, self.where)
         weights = self.fitted_state("weights", values)

@@ -9,11 +9,14 @@ from pipeline.errors import StillroomError, unknown_name
 from pipeline.store.codecs.base import Codec, Part
 from pipeline.store.codecs.dense import BitRound, Centred16, Centred32, Companded8
 from pipeline.store.codecs.measure import LEVEL, combine_errors, measure_error, packed_bytes
+from pipeline.store.codecs.real import Real16, Real32
 from pipeline.store.codecs.sparse import Sampled, TopK
 
 __all__ = [
+    "ALL_CODECS",
     "CODECS",
     "LEVEL",
+    "REAL_CODECS",
     "Codec",
     "Part",
     "auto_candidates",
@@ -27,6 +30,8 @@ __all__ = [
 CODECS: dict[str, type[Codec]] = {
     codec.kind: codec for codec in (Centred16, Centred32, BitRound, Companded8, TopK, Sampled)
 }
+REAL_CODECS: dict[str, type[Codec]] = {codec.kind: codec for codec in (Real32, Real16)}  # the first is the default
+ALL_CODECS = CODECS | REAL_CODECS  # what a store may be written with
 
 
 @dataclass(frozen=True)
@@ -65,20 +70,22 @@ OPTIONS: dict[str, Option] = {
 }
 
 
-def parse_codec(spec: str | Mapping[str, Any], where: str) -> Codec:
+def parse_codec(spec: str | Mapping[str, Any], where: str, among: Mapping[str, type[Codec]] | None = None) -> Codec:
     """Return the codec that a name, or a table such as `{kind = "topk", k = 64}`, stands for.
 
+    It is one of CODECS, or `among` others.
     Raises: StillroomError for an unknown kind or option (with near names) or a value that is not allowed.
     """
+    codecs = CODECS if among is None else among
     options = dict(spec) if isinstance(spec, Mapping) else {"kind": spec}
     kind = options.pop("kind", None)
-    if not isinstance(kind, str) or kind not in CODECS:
-        raise unknown_name(where, "codec", str(kind), CODECS)
-    known = [field.name for field in fields(CODECS[kind])]  # type: ignore[arg-type]
+    if not isinstance(kind, str) or kind not in codecs:
+        raise unknown_name(where, "codec", str(kind), codecs)
+    known = [field.name for field in fields(codecs[kind])]  # type: ignore[arg-type]
     for name in options:
         if name not in known:
             raise unknown_name(where, f"option of codec {kind!r}", name, known)
-    return CODECS[kind](**{name: _read(name, value, where) for name, value in options.items()})
+    return codecs[kind](**{name: _read(name, value, where) for name, value in options.items()})
 
 
 def _read(name: str, value: Any, where: str) -> Any:

@@ -32,10 +32,14 @@ class Part:
 
 
 class Codec(Protocol):
-    """Encodes `[..., C]` logits and back. `is_sparse`: classes are left out, so a loss should ask for `sparse`."""
+    """Encodes `[..., C]` logits and back. `is_sparse`: classes are left out, so a loss should ask for `sparse`.
+
+    `is_real`: it is of real numbers, of which none is the highest.
+    """
 
     kind: ClassVar[str]
     is_sparse: ClassVar[bool]
+    is_real: ClassVar[bool]
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         """Return the arrays by part name; "" is the field's own name, another is `<field>_<part>`."""

@@ -24,6 +24,7 @@ class Centred16:
 
     kind: ClassVar[str] = "fp16"
     is_sparse: ClassVar[bool] = False
+    is_real: ClassVar[bool] = False
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         return {"": Part((num_classes,), "float16")}
@@ -41,6 +42,7 @@ class Centred32:
 
     kind: ClassVar[str] = "fp32"
     is_sparse: ClassVar[bool] = False
+    is_real: ClassVar[bool] = False
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         return {"": Part((num_classes,), "float32")}
@@ -62,6 +64,7 @@ class BitRound:
     keep: int = 6
     kind: ClassVar[str] = "bitround"
     is_sparse: ClassVar[bool] = False
+    is_real: ClassVar[bool] = False
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         return {"": Part((num_classes,), "float16", "bitshuffle")}
@@ -88,6 +91,7 @@ class Companded8:
     levels: int = 255
     kind: ClassVar[str] = "companded8"
     is_sparse: ClassVar[bool] = False
+    is_real: ClassVar[bool] = False
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         return {"": Part((num_classes,), "uint8", "noshuffle"), "range": Part((), "uint8", "noshuffle")}

@@ -17,17 +17,20 @@ LEVEL = 1  # of zstd: on a byte a class, 3 takes more bytes (it finds matches th
 SHUFFLES: dict[Shuffle, int] = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.SHUFFLE, "bitshuffle": Blosc.BITSHUFFLE}
 
 ELEMENTS = 1 << 20  # compared at once: a few arrays of 8 MB
-MEANS = ("agreement", "kl_t1_mean", "kl_t4_mean")
-TAILS = ("kl_t1_p999", "kl_t1_worst", "kl_t4_p999", "kl_t4_worst")
+TAILS = ("_p999", "_worst")  # ends of the names of figures whose largest counts, of others the mean
+OF_CLASSES = {"agreement", *(f"kl_t{t}_{figure}" for t in (1, 4) for figure in ("mean", "p999", "worst"))}
+ERRORS = ({*OF_CLASSES, "rows"}, {"rmse", "abs_worst", "rows"})  # the names of the figures, of classes and of reals
 
 
 def measure_error(codec: Codec, logits: Tensor, rows: RowKeys | None = None) -> dict[str, float]:
     """Return what the codec does to these logits: KL(before ‖ after) in nats at T=1 and T=4, and top-1 agreement.
 
     float [B, ..., C] -> kl_t1_mean, kl_t1_p999, kl_t1_worst, the same for t4, agreement, rows. A class that random
-    draws missed makes its KL a large number, finite all the same.
+    draws missed makes its KL a large number, finite all the same. Of real numbers: rmse, abs_worst, rows.
     """
     stored = codec.encode(logits, rows)
+    if codec.is_real:
+        return _real_error(logits, codec.decode(stored, logits.shape[-1]))
     found = [_compare(logits[part], _decode(codec, stored, part, logits)) for part in _slices(logits)]
     agreement, *divergences = (torch.cat(column).cpu().numpy() for column in zip(*found, strict=True))
     error: dict[str, float] = {"rows": len(agreement), "agreement": float(agreement.mean())}
@@ -36,6 +39,11 @@ def measure_error(codec: Codec, logits: Tensor, rows: RowKeys | None = None) -> 
         error[f"kl_t{temperature}_p999"] = float(np.quantile(kl, 0.999))
         error[f"kl_t{temperature}_worst"] = float(kl.max())
     return error
+
+
+def _real_error(before: Tensor, after: Tensor) -> dict[str, float]:
+    errors = (after.double() - before.double()).abs()
+    return {"rows": len(before), "rmse": errors.square().mean().sqrt().item(), "abs_worst": errors.max().item()}
 
 
 def _slices(logits: Tensor) -> Iterator[slice]:
@@ -61,10 +69,19 @@ def _divergence(before: Tensor, after: Tensor) -> Tensor:
 
 
 def combine_errors(errors: Sequence[dict[str, float]]) -> dict[str, float]:
-    """Return one error for many blocks: means weighted by rows, the largest of the tails, the sum of the rows."""
+    """Return one error for many blocks: means weighted by rows, the largest of the tails, the sum of the rows.
+
+    The mean of `rmse` is the root of that of its squares.
+    """
     rows = sum(error["rows"] for error in errors)
-    means = {key: sum(error[key] * error["rows"] for error in errors) / rows for key in MEANS}
-    return {**means, **{key: max(error[key] for error in errors) for key in TAILS}, "rows": rows}
+    names = sorted(name for name in errors[0] if name != "rows")
+
+    def mean(key: str) -> float:
+        power = 2 if key == "rmse" else 1
+        return (sum(error[key] ** power * error["rows"] for error in errors) / rows) ** (1 / power)
+
+    means = {key: mean(key) for key in names if not key.endswith(TAILS)}
+    return {**means, **{key: max(error[key] for error in errors) for key in names if key.endswith(TAILS)}, "rows": rows}
 
 
 def packed_bytes(codec: Codec, logits: Tensor, rows: RowKeys | None = None) -> float:

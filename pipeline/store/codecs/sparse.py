@@ -36,6 +36,7 @@ class TopK:
     temperatures: tuple[float, ...] = (1.0,)
     kind: ClassVar[str] = "topk"
     is_sparse: ClassVar[bool] = True
+    is_real: ClassVar[bool] = False
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         kept = (min(self.k, num_classes),)
@@ -94,6 +95,7 @@ class Sampled:
     seed: int = 0
     kind: ClassVar[str] = "sampled"
     is_sparse: ClassVar[bool] = True
+    is_real: ClassVar[bool] = False
 
     def parts(self, num_classes: int) -> dict[str, Part]:
         return {

@@ -1,10 +1,11 @@
 """Fusing stores: several teacher stores become one target store, block by block, without a teacher.
 
 The mixture is taken at each temperature a loss will use: softening it afterwards would be another distribution. Each
-teacher's logits are first divided by the temperature fitted on its calibration rows. Memory does not grow with N.
+teacher's logits are first divided by the temperature fitted on its calibration rows. Memory does not grow with N. What
+is kept of classes and of real numbers lies beside this.
 """
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from torch import Tensor
 
 from pipeline.encoding import AUTO, asked_codec, cheapest, measure_codecs, own_attributes
 from pipeline.errors import StillroomError, unknown_name
-from pipeline.fusion import FusedTargets, Target
-from pipeline.fusion.target import Rows, fuse_rows, hidden, in_slices, join_targets
+from pipeline.fuse import classes, reals
+from pipeline.fuse.classes import score as score_targets
+from pipeline.fusion import Target
+from pipeline.fusion.real import RealTarget
+from pipeline.fusion.target import fuse_rows, hidden, in_slices
 from pipeline.joined import (
     CALIBRATION,
     FIT_ON,
@@ -27,7 +31,6 @@ from pipeline.joined import (
     same_rows,
     stored_rows,
 )
-from pipeline.metrics import RowScores, join_scores, score_rows
 from pipeline.store import (
     ArraySpec,
     Block,
@@ -37,15 +40,15 @@ from pipeline.store import (
     StoreWriter,
     TeacherStore,
     fill,
-    temperature_array,
 )
-from pipeline.store.codecs import Codec, codec_json, measure_error, parse_codec
+from pipeline.store.codecs import ALL_CODECS, Codec, codec_json, measure_error, parse_codec
 from pipeline.store.describe import read_constant
-from pipeline.store.fields import encode_field, field_specs, held_out_codec
+from pipeline.store.fields import TARGETS, held_out_codec
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
 from pipeline.store.records import RECORDS
-from pipeline.views import OUT_OF_FOLD, RowKeys
+from pipeline.tasks import task_of
+from pipeline.views import OUT_OF_FOLD
 
 MEASURED_ROWS = 256  # of each block: enough for the codec's error
 CODEC_ROWS = 4096  # that a codec is chosen on
@@ -94,6 +97,35 @@ def target_store_config(
     return config
 
 
+def real_store_config(
+    parents: Mapping[str, str],
+    plan: str,
+    *,
+    strategy: str,
+    options: Mapping[str, Any],
+    codec: Any,
+    fit_on: str = CALIBRATION,
+    honest: bool = True,
+) -> dict[str, Any]:
+    """Return what a target store of real numbers is made from: no temperature, nothing that labels correct."""
+    config = {
+        "stage": "fuse",
+        "version": VERSION,
+        "teachers": [{"name": name, "store": store} for name, store in parents.items()],
+        "plan": plan,
+        "strategy": strategy,
+        "options": dict(options),
+        "temperatures": [],
+        "calibrate": False,
+        "codec": asked_codec(codec, "fusion codec", is_real=True),
+    }
+    if fit_on != CALIBRATION:
+        config["fit_on"] = fit_on
+    if fit_on == TRAIN and not honest:
+        config["honest"] = False
+    return config
+
+
 def check_fit_on(fit_on: str, honest: bool, layers: Sequence[str], where: str) -> None:
     """Raise StillroomError unless a strategy that reads these layers may be fitted on these rows."""
     if fit_on not in FIT_ON:
@@ -111,40 +143,49 @@ def check_fit_on(fit_on: str, honest: bool, layers: Sequence[str], where: str) -
         )
 
 
+AnyTarget = Target | RealTarget
+
+
+def layers_of(target: AnyTarget) -> tuple[str, ...]:
+    """Return the layers whose features a target's strategy reads; strategies of real numbers read none."""
+    return target.fusion.layers if isinstance(target, Target) else ()
+
+
 @dataclass(frozen=True)
 class Begun:
     """How a target store is made: a fitted target, and the codec its rows lie in."""
 
-    target: Target
+    target: AnyTarget
     codec: Codec
 
 
-def begin(teachers: Sequence[TeacherStore], target: Target, config: Mapping[str, Any], where: str) -> Begun:
+def begin(teachers: Sequence[TeacherStore], target: AnyTarget, config: Mapping[str, Any], where: str) -> Begun:
     """Fit a target on the rows that the config says; choose its codec there too where it says auto.
 
     Raises: StillroomError when the stores don't go together, or what is fitted cannot be.
     """
-    fit_on, layers = config.get("fit_on", CALIBRATION), target.fusion.layers
+    fit_on, layers = config.get("fit_on", CALIBRATION), layers_of(target)
     check_fit_on(fit_on, is_honest(config), layers, where)
     check_together(teachers)
     rows = fitting_rows(teachers, config["calibrate"], layers, fit_on)
     fitted = target.fit(rows)
     if config["codec"] != AUTO:
-        return Begun(fitted, parse_codec(config["codec"], where))
+        return Begun(fitted, parse_codec(config["codec"], where, ALL_CODECS))
     some = hidden(rows[:: -(-len(rows) // CODEC_ROWS)])
     assert some.keys is not None
+    assert isinstance(fitted, Target)  # nothing chooses among the codecs of real numbers
     fused = fuse_rows(fitted, some, 1.0).log_probs
     return Begun(fitted, cheapest(measure_codecs(fused, some.keys), config["max_kl"], where).codec)
 
 
-def begun(folder: Path, target: Target, config: Mapping[str, Any]) -> Begun | None:
+def begun(folder: Path, target: AnyTarget, config: Mapping[str, Any]) -> Begun | None:
     """Return what an unfinished or damaged store of this config was begun with, None when it can't be told."""
     attributes = own_attributes(folder, config)
     if attributes is None:
         return None
     try:
         state = {name: read_constant(folder, f"{FITTED}/{name}") for name in attributes["fitted"]}
-        return Begun(target.restored(state), parse_codec(attributes["codec"], str(folder)))
+        return Begun(target.restored(state), parse_codec(attributes["codec"], str(folder), ALL_CODECS))
     except (KeyError, IndexError, TypeError, ValueError, StillroomError):
         return None  # killed before it was whole: it is fitted again
 
@@ -156,23 +197,22 @@ def open_writer(
     check_together(teachers)
     first, state = teachers[0], begun.target.state
     splits = {name: shape for name, shape in first.layout.splits.items() if name != OUT_OF_FOLD}
-    arrays: dict[str, ArraySpec] = {}
-    for temperature in config["temperatures"]:
-        arrays |= field_specs(temperature_array(temperature), begun.codec, (first.num_classes,), tuple(splits))
-    arrays |= {
-        "weights": ArraySpec((len(teachers),), "float16"),
-        "disagreement": ArraySpec((), "float32"),
-        "corrected": ArraySpec((), "float16"),
-    }
+    if begun.codec.is_real:
+        arrays, fields = reals.specs(begun.codec, first.num_classes, tuple(splits)), reals.FIELDS
+    else:
+        arrays = classes.specs(begun.codec, first.num_classes, tuple(splits), config["temperatures"])
+        fields = classes.FIELDS
+    arrays |= {"weights": ArraySpec((len(teachers),), "float16"), "disagreement": ArraySpec((), "float32")}
     attributes = {
         "plan": first.attributes["plan"],
         "classes": list(first.classes),
         "codec": codec_json(begun.codec),
-        "fields": {"log_probs": "categorical"},
+        "fields": fields,
         "temperatures": config["temperatures"],
         "teachers": [teacher["name"] for teacher in config["teachers"]],
         "parents": parents_of(teachers),
         "fitted": sorted(state),
+        **task_of(first.attributes).attributes,
         **_honesty(config),
     }
     return StoreWriter(
@@ -218,7 +258,8 @@ def fuse_stores(
     """
     config, target = writer.config, begun.target
     calibrate, temperatures = config["calibrate"], config["temperatures"]
-    plan, layers = teachers[0].plan(), target.fusion.layers
+    plan, layers = teachers[0].plan(), layers_of(target)
+    row_arrays = (*ROW_ARRAYS, TARGETS) if teachers[0].is_real else tuple(ROW_ARRAYS)
 
     def compute(block: Block) -> Computed:
         rows = stored_rows(teachers, plan, block, calibrate, layers)
@@ -227,14 +268,16 @@ def fuse_stores(
         encoded, measured, done = list[dict[str, Tensor]](), list[Tensor](), 0
         for outputs in in_slices(rows):
             outputs = outputs if is_train else hidden(outputs)
-            fused = {each: target.fuse(outputs, temperature=each) for each in temperatures}
-            assert outputs.keys is not None
-            encoded.append(_encoded(fused, codec, outputs.keys))
+            if isinstance(target, RealTarget):
+                tensors, shown = reals.encoded(target, outputs, codec)
+            else:
+                tensors, shown = classes.encoded(target, outputs, codec, temperatures)
+            encoded.append(tensors)
             if done < MEASURED_ROWS:
-                measured.append(fused[temperatures[0]].log_probs)
+                measured.append(shown)
             done += len(outputs)
         arrays = {name: np.concatenate([part[name].numpy() for part in encoded]) for name in encoded[0]}
-        arrays |= {name: same_rows(teachers, block, name) for name in ROW_ARRAYS}
+        arrays |= {name: same_rows(teachers, block, name) for name in row_arrays}
         keys = replace(rows.keys, ids=rows.keys.ids[:MEASURED_ROWS])
         return Computed(arrays, measure_error(codec, torch.cat(measured)[:MEASURED_ROWS], keys))
 
@@ -242,53 +285,12 @@ def fuse_stores(
         names = [store.name for store in teachers]
         scored = {}
         for split in ("calibration", "test"):
-            scored[split] = score_targets(target, held_out_rows(teachers, split, calibrate, layers), names)
+            rows = held_out_rows(teachers, split, calibrate, layers)
+            if isinstance(target, RealTarget):
+                scored[split] = reals.score(target, task_of(teachers[0].attributes), rows, names)
+            else:
+                scored[split] = score_targets(target, rows, names)
         scored["calibration"] |= target.judged
         return {"fitted": target.fitted(), "scores": scored, **_honesty(config)}
 
     return fill(writer, compute, run=run, on_block=on_block, details=details)
-
-
-def _encoded(fused: Mapping[float, FusedTargets], codec: Codec, keys: RowKeys) -> dict[str, Tensor]:
-    """Return what a store keeps of a few rows' targets, by temperature: its arrays but for those of the rows."""
-    tensors: dict[str, Tensor] = {}
-    for temperature, each in fused.items():
-        tensors |= encode_field(temperature_array(temperature), codec, each.log_probs, keys)
-    first = next(iter(fused.values()))
-    assert first.corrected is not None
-    return {
-        **tensors,
-        "weights": first.weights.half(),
-        "disagreement": first.disagreement,
-        "corrected": first.corrected.half(),
-    }
-
-
-def score_targets(target: Target, rows: Iterable[Rows], teachers: Sequence[str]) -> dict[str, Any]:
-    """Return the figures of a fitted target as a classifier at T = 1 on blocks of rows, and how it treats each teacher.
-
-    The rows' labels are for judging alone: the target does not see them.
-    """
-    scores: list[RowScores] = []
-    sums = {name: torch.zeros(len(teachers), dtype=torch.float64) for name in ("agreement", "weights")}
-    disagreement, weight_entropy, count = 0.0, 0.0, 0
-    for block in rows:
-        slices = []
-        for outputs in in_slices(block):
-            slices.append(target.fuse(hidden(outputs), temperature=1.0))
-            choices = outputs.logits.argmax(-1) == slices[-1].log_probs.argmax(-1)
-            sums["agreement"] += choices.flatten(1).sum(1)
-        fused = join_targets(slices)
-        scores.append(score_rows(fused.log_probs, block.labels))
-        weights = fused.weights.flatten(0, -2).double()
-        sums["weights"] += weights.sum(0)
-        weight_entropy += torch.special.entr(weights).sum().item()
-        disagreement += fused.disagreement.double().sum().item()
-        count += fused.disagreement.numel()
-    return {
-        **join_scores(scores).metrics(),
-        "agreement": dict(zip(teachers, (sums["agreement"] / count).tolist(), strict=True)),
-        "disagreement": disagreement / count,
-        "weight_entropy": weight_entropy / count,
-        "mean_weights": dict(zip(teachers, (sums["weights"] / count).tolist(), strict=True)),
-    }
