@@ -1,0 +1,1 @@
+"""Translation: pieces of words, the search for good translations, and how good they are."""
