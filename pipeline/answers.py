@@ -14,7 +14,10 @@ from pipeline.errors import StillroomError
 
 @dataclass(frozen=True, eq=False)
 class Answers:
-    """What a teacher says about a batch: `logits` float32 [B, C], `features` float32 [B, D] by layer."""
+    """What a teacher says about a batch: `logits` float32 [B, ..., C], `features` float32 [B, D] by layer.
+
+    Of a task with several outputs, `logits` are all of them side by side (`pipeline.tasks.parts_of`).
+    """
 
     logits: Tensor
     features: Mapping[str, Tensor] = field(default_factory=dict)
@@ -47,20 +50,42 @@ class Teacher(Protocol):
         ...
 
 
+class Writer(Protocol):
+    """A teacher that writes whole sentences; one that `only_writes` has no logits to give."""
+
+    @property
+    def only_writes(self) -> bool: ...
+
+    def write(self, inputs: Any, count: int) -> tuple[Tensor, Tensor]:
+        """Return pieces int64 [B, count, L], 0 behind the end, and scores float32 [B, count], -inf of none."""
+        ...
+
+
+def is_writer(teacher: object) -> bool:
+    """Whether a teacher does nothing but write sentences."""
+    return bool(getattr(teacher, "only_writes", False))
+
+
 def check_answers(answers: Answers, num_classes: int, where: str) -> None:
     """Raise StillroomError unless the logits are finite and of `num_classes` classes, and the features finite."""
-    check_width(answers, num_classes, where)
+    check_shape(answers, (num_classes,), where)
     named = {"logits": answers.logits, **answers.features}
     check_finite({name: finite_rows(values).cpu().numpy() for name, values in named.items()}, where)
 
 
-def check_width(answers: Answers, num_classes: int, where: str) -> None:
-    """Raise StillroomError unless the logits are of `num_classes` classes."""
-    if answers.logits.shape[-1] != num_classes:
+def check_shape(answers: Answers, shape: tuple[int, ...], where: str) -> None:
+    """Raise StillroomError unless a row's outputs have this shape: (C,) of classes."""
+    found = tuple(answers.logits.shape[1:])
+    if found == shape:
+        return
+    if len(found) == len(shape) == 1:
         raise StillroomError(
-            f"{where}: answered with {answers.logits.shape[-1]} classes; expected {num_classes}, those of the data; "
-            f"build it with num_classes={num_classes}"
+            f"{where}: answered with {found[0]} classes; expected {shape[0]}, those of the data; "
+            f"build it with num_classes={shape[0]}"
         )
+    raise StillroomError(
+        f"{where}: answered with {found} a row; expected {shape}, which the data asks for; use a model for such data"
+    )
 
 
 def finite_rows(values: Tensor) -> Tensor:

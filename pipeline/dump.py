@@ -5,6 +5,7 @@ fitted on those answers does not take memory for knowledge.
 """
 
 import math
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,23 +15,24 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pipeline.answers import Answers, Teacher, check_finite, check_width, finite_rows
+from pipeline.answers import Answers, Teacher, check_finite, check_shape, finite_rows
 from pipeline.encoding import Encoding, asked_codec
+from pipeline.errors import StillroomError
 from pipeline.store import HEAD, ArraySpec, Block, Computed, Filled, Layout, StoreWriter, fill
-from pipeline.store.codecs import measure_error
 from pipeline.store.codecs.features import feature_codec_json, parse_feature_codec
 from pipeline.store.fields import (
     FOLD,
+    HYPOTHESES,
+    SCORES,
     TARGETS,
+    Sentences,
     field_array,
-    field_specs,
     fold_specs,
     splits_with_features,
-    target_specs,
 )
 from pipeline.store.fill import Run
 from pipeline.store.layout import ROW_ARRAYS
-from pipeline.tasks import Classes, Task, task_of
+from pipeline.tasks import Classes, Task, Tokens, out_shape, task_of
 from pipeline.transfer import HostCopies, Stopwatch, prefetched
 from pipeline.views import OUT_OF_FOLD, Inputs, Replayer, RowKeys, ViewPlan
 
@@ -38,6 +40,8 @@ VERSION = 3  # of what the dump writes for the same teacher and plan
 REPLAYED_BYTES = 8 << 20  # of inputs replayed together
 FINITE = "finite"  # beside the arrays: which rows have finite logits, looked at on the host so that no GPU waits
 MEASURED_VALUES = 1 << 17  # logits of a block that the codec's error is measured on: nothing to the forward pass
+SEARCH_VERSION = 1  # raise it when the same teacher would write other sentences
+LEAST_MEASURED = 32  # rows, however many numbers each has
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,12 @@ def row_keys(plan: ViewPlan, block: Block) -> RowKeys:
     return RowKeys(plan.seed, block.view, plan.splits[block.split].ids[block.start : block.stop])
 
 
-def teacher_layout(plan: ViewPlan, encoding: Encoding) -> Layout:
+def teacher_layout(plan: ViewPlan, encoding: Encoding, task: Task) -> Layout:
     """Return the layout of a teacher store; rows out of fold are kept where the plan has them."""
     splits = split_shapes(plan)
     names = tuple(splits)
-    arrays = field_specs(encoding.field, encoding.codec, (encoding.num_classes,), names)
-    arrays |= target_specs(encoding.codec, encoding.num_classes)
+    arrays = encoding.specs(names)
+    arrays |= {} if task.truth_kept is None else task.truth_kept.specs
     for layer, fitted in encoding.features.items():
         part, kept = fitted.part(fitted.width), splits_with_features(names)
         arrays[f"features/{layer}"] = ArraySpec(part.tail, part.dtype, shuffle=part.shuffle, splits=kept)
@@ -103,8 +107,13 @@ def teacher_store_config(
     feature_codec: Any = "fp16",
     folds: int | None = None,
     is_real: bool = False,
+    task: str | None = None,
+    hypotheses: int | None = None,
 ) -> dict[str, Any]:
-    """Return what a teacher store is made from: `teacher` is the teacher's fingerprint."""
+    """Return what a teacher store is made from: `teacher` is the teacher's fingerprint.
+
+    `task` stands for the task where its classes don't say it all; `hypotheses` is how many sentences it writes a row.
+    """
     asked = asked_codec(codec, "logits.codec", is_real=is_real)
     config = {
         "stage": "logits",
@@ -118,6 +127,8 @@ def teacher_store_config(
         "max_kl": max_kl if asked == "auto" else None,
         "precision": precision,
     }
+    config |= {} if task is None else {"task": task}
+    config |= {} if hypotheses is None else {"hypotheses": hypotheses, "search": SEARCH_VERSION}
     return config if folds is None else {**config, "folds": folds}
 
 
@@ -141,15 +152,16 @@ def open_writer(
     attributes = {
         "plan": plan.config,
         "classes": config["classes"],
-        "fields": {encoding.field: "real" if asked.is_real else "categorical"},
+        "fields": {name: "real" if name in asked.numbers else "categorical" for name in encoding.shapes},
         "weights": dict(weights or {}),
         **encoding.attributes,
         **asked.attributes,
+        **({} if asked.is_plain or asked.truth_kept is None else asked.truth_kept.json),
         **({} if head is None else {"head": True}),
     }
     return StoreWriter(
         folder,
-        teacher_layout(plan, encoding),
+        teacher_layout(plan, encoding, asked),
         kind="teacher store",
         name=name,
         config=config,
@@ -206,15 +218,22 @@ def answer(
 
     That gives the block, with the codec's error and the seconds of the forward passes.
     """
+    if encoding.sentences is not None and block.view == 0:
+        written = write_sentences(teacher, replayer, block, encoding.sentences, batch_size, where)
+    else:
+        written = Written({}, 0.0)
+    if not encoding.outputs:
+        arrays = {**written.arrays, **row_arrays(replayer, block)}
+        return lambda: Computed(arrays, None, {"forward_seconds": 0.0, "writing_seconds": written.seconds})
     watch = Stopwatch(replayer.device)
     asked = [(teacher, block.positions)] if folds is None else list(folds.asked(block.positions))
     answers = _answers(asked, replayer, block, batch_size, watch)
     where = f"{where} on {block.split} view {block.view} rows {block.start}-{block.stop}"
-    keys, codec = row_keys(replayer.plan, block), encoding.codec_in(block.split)
-    check_width(answers, encoding.num_classes, where)
+    keys = row_keys(replayer.plan, block)
+    check_shape(answers, out_shape(encoding.shapes), where)
     encoded = encoding.encode(block, answers, keys, where)
     tensors = {**encoded, FINITE: finite_rows(answers.logits)}
-    count = max(32, MEASURED_VALUES // encoding.num_classes)
+    count = max(LEAST_MEASURED, MEASURED_VALUES // encoding.num_values)
     tensors["measured"] = answers.logits[:count]
     arrived = (copies or HostCopies(replayer.device)).send(tensors)
 
@@ -222,10 +241,39 @@ def answer(
         arrays = arrived()
         check_finite({"logits": arrays.pop(FINITE)}, where)
         some = torch.from_numpy(arrays.pop("measured"))
-        error = measure_error(codec, some, RowKeys(keys.seed, keys.view, keys.ids[: len(some)]))
-        return Computed({**arrays, **row_arrays(replayer, block, folds)}, error, {"forward_seconds": watch.seconds})
+        error = encoding.error(block.split, some, RowKeys(keys.seed, keys.view, keys.ids[: len(some)]))
+        seconds = {"forward_seconds": watch.seconds} | ({"writing_seconds": written.seconds} if written.arrays else {})
+        return Computed({**arrays, **written.arrays, **row_arrays(replayer, block, folds)}, error, seconds)
 
     return on_host
+
+
+@dataclass(frozen=True)
+class Written:
+    """Sentences of a block as they are stored, by array, and the seconds that it took to write them."""
+
+    arrays: Mapping[str, np.ndarray]
+    seconds: float
+
+
+def write_sentences(
+    teacher: Teacher, replayer: Replayer, block: Block, sentences: Sentences, batch_size: int, where: str
+) -> Written:
+    """Let a teacher write sentences of a block's samples. Raises: StillroomError for one that can't."""
+    if not hasattr(teacher, "write"):
+        raise StillroomError(
+            f"{where}: found a model that writes no sentences; expected one, for logits.hypotheses asks for them; use "
+            f"a translator, or leave it out"
+        )
+    started = time.perf_counter()
+    parts = [
+        teacher.write(inputs, sentences.count)
+        for inputs in replayed(replayer, block, block.positions, teacher.rows_at_once or batch_size)
+    ]
+    tokens, scores = (torch.cat([part[place].cpu() for part in parts]).numpy() for place in (0, 1))
+    dtypes = {name: spec.dtype for name, spec in sentences.specs("teacher store").items()}
+    arrays = {HYPOTHESES: tokens.astype(dtypes[HYPOTHESES]), SCORES: scores.astype(dtypes[SCORES])}
+    return Written(arrays, time.perf_counter() - started)
 
 
 def _answers(
@@ -268,12 +316,26 @@ def held_out_figures(writer: StoreWriter, encoding: Encoding, plan: ViewPlan) ->
     Those out of fold are its fold models', at its own temperature.
     """
     splits = [name for name in ("calibration", "test", OUT_OF_FOLD) if name in plan.splits]
-    task, outputs = task_of(writer.attributes), {name: _committed(writer, encoding, name) for name in splits}
-    return task.teacher_figures(outputs, {name: task.truth(plan.splits[name]) for name in splits})
+    task = task_of(writer.attributes)
+    truths = {name: task.truth(plan.splits[name]) for name in splits}
+    figures: dict[str, Any] = {"scores": {name: {} for name in splits}}
+    if encoding.outputs:
+        figures = task.teacher_figures({name: _committed(writer, encoding, name) for name in splits}, truths)
+    if encoding.sentences is not None:
+        assert isinstance(task, Tokens)
+        for name in splits:
+            first = torch.from_numpy(writer.read(name, HYPOTHESES)[:, 0].astype(np.int64))
+            figures["scores"][name] |= task.sentence_figures(first, truths[name])
+    return figures
 
 
 def _committed(writer: StoreWriter, encoding: Encoding, split: str) -> Tensor:
-    codec = encoding.codec_in(split)
-    parts = codec.parts(encoding.num_classes)
-    stored = {part: torch.from_numpy(writer.read(split, field_array(encoding.field, part))) for part in parts}
-    return codec.decode(stored, encoding.num_classes)
+    """Return a split's outputs as they were committed."""
+    stored = {
+        each.name: {
+            part: torch.from_numpy(writer.read(split, field_array(each.name, part)))
+            for part in each.codec_in(split).parts(each.num_classes)
+        }
+        for each in encoding.outputs
+    }
+    return encoding.decode(split, stored)

@@ -1,5 +1,6 @@
 """Rows of several teacher stores side by side: what a fusion is fitted on and what it fuses, block by block."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -11,7 +12,8 @@ from torch import Tensor
 from pipeline.errors import StaleStoreError, StillroomError
 from pipeline.fusion import Outputs
 from pipeline.store import Block, TeacherStore
-from pipeline.views import OUT_OF_FOLD, RowKeys, ViewPlan
+from pipeline.tasks import task_of
+from pipeline.views import OUT_OF_FOLD, RowKeys, Split, ViewPlan
 
 CALIBRATION, TRAIN = "calibration", "train"
 FIT_ON = (CALIBRATION, OUT_OF_FOLD, TRAIN)  # the rows that a target may be fitted on, the last only by saying so
@@ -37,11 +39,19 @@ def check_together(teachers: Sequence[TeacherStore]) -> None:
                 f"{other.folder}: numbers on another scale than {first.folder}; expected one for all; run 'stillroom "
                 f"logits' again"
             )
+        if other.attributes.get("task") != first.attributes.get("task"):
+            raise StaleStoreError(
+                f"{other.folder}: answers to another question than {first.folder}; expected one for all; run "
+                f"'stillroom logits' again"
+            )
 
 
 def calibrated(store: TeacherStore, logits: Tensor, calibrate: bool) -> Tensor:
-    """Return logits divided by the teacher's fitted temperature; numbers have none."""
-    return logits / store.manifest.details["temperature"] if calibrate and not store.is_real else logits
+    """Return logits divided by the teacher's fitted temperature, that of the output; numbers have none."""
+    if not calibrate or store.is_real:
+        return logits
+    fitted = store.manifest.details["temperature"]
+    return logits / (fitted[store.field] if isinstance(fitted, Mapping) else fitted)
 
 
 def fitting_rows(
@@ -56,7 +66,8 @@ def fitting_rows(
     _check_fitting_rows(teachers, plan, fit_on)
     split = plan.splits[fit_on]
     rows = split.labelled if fit_on == TRAIN else np.arange(len(split))
-    rows = rows[:: max(1, -(-len(rows) * len(teachers) * first.num_classes // FITTED_VALUES))]
+    values = len(teachers) * math.prod(first.output.shape)
+    rows = rows[:: max(1, -(-len(rows) * values // FITTED_VALUES))]
 
     def parts() -> Iterator[Outputs]:
         for block in first.blocks(fit_on, 0):
@@ -141,9 +152,9 @@ class StoredRows:
         return len(self.stores)
 
     @property
-    def num_classes(self) -> int:
-        """C."""
-        return self.stores[0].num_classes
+    def num_values(self) -> int:
+        """The numbers that each teacher says of a row."""
+        return math.prod(self.stores[0].output.shape)
 
     def __getitem__(self, rows: slice | Tensor) -> Outputs:
         """Return what all teachers say of some of the rows."""
@@ -166,9 +177,12 @@ class StoredRows:
 def stored_rows(
     teachers: Sequence[TeacherStore], plan: ViewPlan, block: Block, calibrate: bool, layers: Sequence[str] = ()
 ) -> StoredRows:
-    """Return what all teachers stored of a block's rows, and the rows' labels: -1 on views that are mixed."""
+    """Return what all teachers stored of a block's rows, and what is true of these, labels -1 on views that are mixed.
+
+    It is what they say at the output that the stores are looked at.
+    """
     split = plan.splits[block.split]
-    labels = torch.from_numpy(split.labels[block.start : block.stop])
+    labels, targets = _truth(teachers[0], split, slice(block.start, block.stop))
     if plan.is_mixed(block.split, block.view):
         labels = torch.full_like(labels, -1)
     return StoredRows(
@@ -179,8 +193,16 @@ def stored_rows(
         {layer: _features_of(teachers, block, layer) for layer in layers},
         RowKeys(plan.seed, block.view, split.ids[block.start : block.stop]),
         calibrate,
-        None if split.targets is None else torch.from_numpy(split.targets[block.start : block.stop]),
+        targets,
     )
+
+
+def _truth(store: TeacherStore, split: Split, rows: slice) -> tuple[Tensor, Tensor | None]:
+    """Return the labels [n, ...] of some rows at the output of a store, or, of numbers, a label a row and targets."""
+    labels = torch.from_numpy(split.labels[rows])
+    targets = None if split.targets is None else torch.from_numpy(split.targets[rows])
+    truth = task_of(store.attributes).truth_at(store.field, labels, targets)
+    return (labels, truth) if store.is_real else (truth, None)
 
 
 def held_out_rows(

@@ -8,7 +8,9 @@ from typing import Any
 
 from pipeline.errors import StillroomError, near_names
 from stages import teacher_files
-from stages.check_reals import is_real, real_fusion_faults, real_sweep_faults, real_teacher_faults
+from stages.asks import is_real
+from stages.check_others import other_faults
+from stages.check_reals import real_fusion_faults, real_sweep_faults, real_teacher_faults
 from stages.check_sources import place_faults, source_faults
 from stages.check_students import student_faults
 from stages.faults import raised, unknown
@@ -21,7 +23,7 @@ LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an e
 
 def cross_faults(recipe: Recipe) -> list[str]:
     """Return the faults of a recipe whose every key has the right type."""
-    checks = (_data, source_faults, _inputs, _views, _names, _models, _fusions, student_faults)
+    checks = (_data, source_faults, _inputs, _views, _names, _models, other_faults, _fusions, student_faults)
     return [fault for check in checks for fault in check(recipe)]
 
 
@@ -71,6 +73,8 @@ def _names(recipe: Recipe) -> Iterator[str]:
 
 
 def _models(recipe: Recipe) -> Iterator[str]:
+    from pipeline.models import WRITERS
+
     try:
         students = recipe.students
     except StillroomError:  # told where students are looked at
@@ -84,6 +88,11 @@ def _models(recipe: Recipe) -> Iterator[str]:
         if teacher_files.is_file(teacher):
             yield from teacher_files.faults(teacher, recipe.logits.folds)
             continue
+        if teacher.optional and teacher.model not in WRITERS:
+            yield (
+                f"teacher.{teacher.name}.optional: found true with {teacher.model!r}; expected false, for it needs no "
+                f"other program; remove it"
+            )
         if teacher.reads == teacher_files.IDS:
             yield f"teacher.{teacher.name}.reads: found 'id'; expected an input of the data, to learn from; name one"
         if not _is_imported(teacher):
@@ -127,6 +136,7 @@ def _own_key(entry: Named, key: str) -> str | None:
 def _fusions(recipe: Recipe) -> Iterator[str]:
     from pipeline.encoding import asked_codec
     from pipeline.fusion import CORRECTIONS, FUSIONS
+    from pipeline.fusion.sentences import SENTENCE_FUSIONS
     from pipeline.lazy import LAZY
     from pipeline.store.codecs.features import parse_feature_codec
 
@@ -154,6 +164,8 @@ def _fusions(recipe: Recipe) -> Iterator[str]:
             yield from _fusion_options(entry, where, lambda: None, [])
         elif entry.is_lazy:
             yield from _lazy(entry, where, LAZY[entry.strategy], len(entry.teachers or teachers))
+        elif entry.is_of_sentences:
+            yield from _fusion_options(entry, where, SENTENCE_FUSIONS[entry.strategy])
         elif entry.strategy not in FUSIONS:
             yield from unknown(f"{where}.strategy", "strategy", entry.strategy, {**FUSIONS, **LAZY})
         else:

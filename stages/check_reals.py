@@ -3,32 +3,13 @@
 from collections.abc import Iterator
 from functools import partial
 
-from pipeline.errors import StillroomError, near_names
+from pipeline.errors import near_names
 from stages import teacher_files
 from stages.faults import raised, unknown
 from stages.recipe import EACH, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry
 
 LEARN_ALONE = ("flow",)  # models with a loss of their own, which no teacher has a part in
 OF_CLASSES = ("target", "temperatures", "calibrate", "calibrate_pool", "correction", "max_kl")  # keys of a fusion
-
-
-def is_real(recipe: Recipe) -> bool:
-    """Whether a recipe's data asks for real numbers, as far as it is known without opening it."""
-    if recipe.data.numbers:
-        return True
-    from pipeline.datasets import data_sets
-
-    entry = data_sets().get(recipe.data.name or "")
-    return entry is not None and entry.asks != "classes"
-
-
-def refuse_reals(recipe: Recipe, what: str) -> None:
-    """Raise StillroomError where the data asks for real numbers, of which a command knows nothing."""
-    if is_real(recipe):
-        raise StillroomError(
-            f"{what}: found recipe {recipe.name!r}, which asks for real numbers; expected one of classes, for nothing "
-            f"else is done with numbers yet; leave it out"
-        )
 
 
 def real_model_faults(entry: TeacherEntry | StudentEntry, where: str) -> Iterator[str]:

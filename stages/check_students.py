@@ -5,7 +5,9 @@ from functools import partial
 from typing import Any
 
 from pipeline.errors import StillroomError, near_names
-from stages.check_reals import is_real, real_student_faults
+from stages.asks import asks
+from stages.check_others import other_student_faults, sentence_loss_faults
+from stages.check_reals import real_student_faults
 from stages.faults import raised, unknown
 from stages.recipe import EACH, LABELS, Recipe, StudentEntry
 from stages.teacher_files import IDS
@@ -13,7 +15,8 @@ from stages.teacher_files import IDS
 
 def student_faults(recipe: Recipe) -> Iterator[str]:
     """Yield the faults of students, those of sweeps too."""
-    fusions, asks_numbers = {entry.name: entry for entry in recipe.fusion}, is_real(recipe)
+    fusions, asked = {entry.name: entry for entry in recipe.fusion}, asks(recipe)
+    asks_numbers = asked in ("numbers", "draws")
     try:
         students = recipe.students
     except StillroomError as error:  # a sweep that makes no students
@@ -24,12 +27,17 @@ def student_faults(recipe: Recipe) -> Iterator[str]:
         yield from unknown(f"{where}.fusion", "fusion", entry.fusion, [*fusions, LABELS, EACH])
         if entry.reads == IDS:
             yield f"{where}.reads: found {IDS!r}; expected an input of the data, to learn from; name one"
-        yield from real_student_faults(entry, where) if asks_numbers else _loss(entry, where)
+        if asked in ("boxes", "sentences"):
+            yield from other_student_faults(entry, asked, where)
+        fusion = fusions.get(entry.fusion)
+        if fusion is not None and fusion.is_of_sentences:
+            yield from sentence_loss_faults(entry, where)
+        elif asked != "boxes":
+            yield from real_student_faults(entry, where) if asks_numbers else _loss(entry, where)
         yield from _company(recipe, entry, where)
         if len(set(entry.seeds)) < len(entry.seeds):
             yield f"{where}.seeds: found {entry.seeds}; expected each seed once; remove the repeated"
-        fusion = fusions.get(entry.fusion)
-        stored = fusion is not None and not fusion.is_lazy and not asks_numbers
+        stored = fusion is not None and not fusion.is_lazy and not asks_numbers and not fusion.is_of_sentences
         if fusion is not None and stored and loss.temperature not in fusion.temperatures:
             yield (
                 f"{where}.loss.temperature: found {loss.temperature:g}; expected one of fusion {fusion.name!r}, "

@@ -15,7 +15,7 @@ from pipeline.store.codecs.base import Codec
 from pipeline.store.codecs.features import FEATURE_CODECS, feature_codec_json, measure_feature_error
 from pipeline.views import RowKeys
 from stages import data, teachers
-from stages.check_reals import refuse_reals
+from stages.asks import refuse_others
 from stages.recipe import TeacherEntry
 from stages.workspace import Workspace
 
@@ -25,14 +25,14 @@ WIDTH = 140
 
 def run(ws: Workspace) -> None:
     """Print a table of codecs for each teacher's logits, and one for each layer's features."""
-    refuse_reals(ws.recipe, "codecs")
+    refuse_others(ws.recipe, "codecs")
     data.run(ws)
     for entry in ws.recipe.teacher:
         teachers.ensure(ws, entry)
     for entry in ws.recipe.teacher:
         teacher = teachers.load(ws, entry, layers=ws.recipe.logits.features)
         replayer = ws.replayer_of(entry.reads)
-        answers, rows = sample_answers(teacher, replayer, len(ws.classes), ws.recipe.logits.batch_size)
+        answers, rows = sample_answers(teacher, replayer, ws.task.shapes, ws.recipe.logits.batch_size)
         console = ws.console if ws.console.is_terminal else Console(width=WIDTH)  # a log has no edge to cut figures at
         console.print(logits_table(entry, answers.logits, rows))
         for layer, values in answers.features.items():

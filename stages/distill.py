@@ -11,7 +11,7 @@ from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
 from stages import auto as choice
 from stages import fuse, generations, search
-from stages.check_reals import refuse_reals
+from stages.asks import refuse_others
 from stages.ensembles import join
 from stages.estimators import fit, is_estimator
 from stages.passes import Watch, passes, train_pass, unwatched
@@ -36,7 +36,7 @@ def train(ws: Workspace, *, student: str | None = None, auto: bool = False) -> l
     With `auto`, each student's loss is chosen first, and trained in full beside the one that the recipe has.
     """
     if auto:
-        refuse_reals(ws.recipe, "distill --auto")
+        refuse_others(ws.recipe, "distill --auto")
     jobs: list[Run] = []
     if ws.ranks.is_first:
         jobs = _prepared(ws, student)

@@ -17,9 +17,10 @@ from pipeline.models import ESTIMATORS, REGRESSORS, SoftTargetEstimator, build_m
 from pipeline.sparse import SparseTargets
 from pipeline.tasks import Reals
 from pipeline.views import Batch, Replayer, ViewLoader, imported_code
+from stages.objectives import real_loss
 from stages.runs import Run, folder_of
 from stages.show import progress
-from stages.students import reading_of, real_loss, write
+from stages.students import reading_of, write
 from stages.workspace import Workspace
 
 TINY = 1e-30  # a probability of nothing, as a log-probability that is finite

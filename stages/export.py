@@ -48,7 +48,7 @@ from pipeline.lineage import (
 from pipeline.metrics import agreement, classification_metrics
 from pipeline.models import count_parameters
 from pipeline.report.numbers import size as as_size
-from stages.check_reals import refuse_reals
+from stages.asks import refuse_others
 from stages.networks import load_student
 from stages.recipe import StudentEntry
 from stages.runs import Run, folder_of, fusion_of, runs
@@ -72,7 +72,7 @@ def run(
 
     Trials of a sweep are exported by name only.
     """
-    refuse_reals(ws.recipe, "export")
+    refuse_others(ws.recipe, "export")
     asked = _asked(formats)
     for job in _finished(ws, student, seed):
         folder = ensure(ws, job, asked)

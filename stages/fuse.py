@@ -9,13 +9,15 @@ from pipeline import fuse
 from pipeline.errors import StaleStoreError
 from pipeline.fusion import FUSIONS, Target
 from pipeline.fusion.real import REAL_FUSIONS, RealTarget
+from pipeline.fusion.sentences import SENTENCE_FUSIONS, SentenceTarget
 from pipeline.lineage import differences, require_manifest
 from pipeline.report import DISHONEST
 from pipeline.report.numbers import span as as_span
 from pipeline.store import TeacherStore, open_teacher
 from pipeline.store.attributes import read_attributes
+from pipeline.tasks import Task, Tokens
 from stages import data, league
-from stages.check_reals import refuse_reals
+from stages.asks import refuse_others
 from stages.mend import examine
 from stages.recipe import AUTO, FusionEntry
 from stages.show import progress
@@ -23,6 +25,14 @@ from stages.workspace import Workspace
 
 FIGURES = {"accuracy": "accuracy", "nll": "NLL", "ece": "ECE"}  # of the table of teachers and targets
 REAL_FIGURES = {"mae": "MAE", "rmse": "RMSE", "r2": "R²"}
+SENTENCE_FIGURES = {"chrf": "chrF", "bleu": "BLEU", "nll": "NLL", "accuracy": "next piece"}
+
+
+def figures_of(task: Task) -> dict[str, str]:
+    """Return the figures of the table, and how each is called."""
+    if isinstance(task, Tokens):
+        return SENTENCE_FIGURES
+    return REAL_FIGURES if task.is_real else FIGURES
 
 
 def run(ws: Workspace, only: str | None = None, *, compare: bool = False, auto: bool = False) -> None:
@@ -31,7 +41,7 @@ def run(ws: Workspace, only: str | None = None, *, compare: bool = False, auto: 
     `compare` shows every strategy there is instead, and fuses none; `auto` fuses the one that wins.
     """
     if compare or auto:
-        refuse_reals(ws.recipe, "fuse --all" if compare else "fuse --auto")
+        refuse_others(ws.recipe, "fuse --all" if compare else "fuse --auto")
     entries = [ws.recipe.find("fusion", only)] if only else ws.recipe.fusion
     ensure_teacher_stores(ws)
     if compare or auto:
@@ -84,12 +94,20 @@ def ensure(ws: Workspace, entry: FusionEntry, *, check: bool = False) -> Path:
     return folder
 
 
-def target_of(ws: Workspace, entry: FusionEntry) -> Target | RealTarget:
-    """Return what an entry asks for, unfitted."""
-    strategy, options = ws.strategy_of(entry)
-    if ws.task.is_real:
-        return RealTarget(REAL_FUSIONS[strategy](**options), ws.task.metrics)
-    return Target(FUSIONS[strategy](**options), entry.calibrate_pool, entry.correction)
+def target_of(ws: Workspace, entry: FusionEntry) -> fuse.Targets | SentenceTarget:
+    """Return what an entry asks for at each output, or of whole sentences, unfitted."""
+    if entry.is_of_sentences:
+        return SentenceTarget(SENTENCE_FUSIONS[entry.strategy](**entry.options))
+    (strategy, options), (numbers, of_numbers) = ws.strategy_of(entry), entry.numbers_strategy
+    targets: dict[str, Target | RealTarget] = {}
+    for output in ws.task.shapes:
+        if ws.task.is_real:
+            targets[output] = RealTarget(REAL_FUSIONS[strategy](**options), ws.task.metrics)
+        elif output in ws.task.numbers:
+            targets[output] = RealTarget(REAL_FUSIONS[numbers](**of_numbers))
+        else:
+            targets[output] = Target(FUSIONS[strategy](**options), entry.calibrate_pool, entry.correction)
+    return targets
 
 
 def _stores(ws: Workspace, entry: FusionEntry) -> list[TeacherStore]:
@@ -108,7 +126,7 @@ def _check_parents(ws: Workspace, entry: FusionEntry, folder: Path) -> None:
 
 def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:
     """Return teachers and fused targets as classifiers, on calibration and test rows."""
-    figures = REAL_FIGURES if ws.task.is_real else FIGURES
+    figures = figures_of(ws.task)
     table = Table("", title=f"League table ({', '.join(figures.values())})", title_justify="left")
     for split in ("calibration", "test"):
         for column in (split, *list(figures.values())[1:]):

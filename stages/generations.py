@@ -45,7 +45,7 @@ def _ensure_store(ws: Workspace, parent: Run) -> Path:
     encoding = stored_encoding(folder, config) or choose_encoding(
         teacher,
         replayer,
-        num_classes=len(ws.classes),
+        task=ws.task,
         codec=ws.recipe.logits.codec,
         max_kl=ws.recipe.logits.max_kl,
         feature_codec="fp16",

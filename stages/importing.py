@@ -31,7 +31,7 @@ from pipeline.teachers.outside import (
     rows_by_id,
 )
 from stages import data
-from stages.check_reals import refuse_reals
+from stages.asks import refuse_others
 from stages.ids import IDS
 from stages.recipe import TeacherEntry
 from stages.teacher_files import PREDICTIONS, check_views, planned
@@ -64,7 +64,7 @@ def run(
     `ids` is a column of a table or a file of sample ids, the data set's order without; `of` one of KINDS; `classes`
     what the columns stand for, in their order. Raises: StillroomError for whatever doesn't fit the data.
     """
-    refuse_reals(ws.recipe, "import")
+    refuse_others(ws.recipe, "import")
     if of not in KINDS:
         raise unknown_name("--of", "kind of prediction", of, KINDS)
     entry = _entry(name, any_view)

@@ -61,7 +61,26 @@ def load_recipe(name_or_path: str, overrides: Sequence[str] = (), *, fusion: str
         raise _faults(path, [_told(document, fault) for fault in error.errors()]) from None
     if faults := cross_faults(recipe):
         raise _faults(path, faults)
-    return recipe
+    return without_missing(recipe)
+
+
+def without_missing(recipe: Recipe) -> Recipe:
+    """Return a recipe without the optional teachers whose program is not installed, also in its fusions."""
+    from pipeline.models import WRITERS
+
+    optional = [entry for entry in recipe.teacher if entry.optional]
+    missing = {entry.name for entry in optional if not WRITERS[entry.model](**entry.options).is_installed}
+    if not missing:
+        return recipe
+    teachers = [entry for entry in recipe.teacher if entry.name not in missing]
+    fusions = [_without(entry, missing) for entry in recipe.fusion]
+    return recipe.model_copy(update={"teacher": teachers, "fusion": fusions})
+
+
+def _without(fusion: FusionEntry, missing: set[str]) -> FusionEntry:
+    if fusion.teachers is None:
+        return fusion
+    return fusion.model_copy(update={"teachers": [name for name in fusion.teachers if name not in missing]})
 
 
 def _is_file(path: Path) -> bool:

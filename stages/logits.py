@@ -68,12 +68,13 @@ def _encoding(ws: Workspace, entry: TeacherEntry, teacher: Teacher) -> Encoding:
     encoding = choose_encoding(
         teacher,
         ws.replayer_of(entry.reads),
-        num_classes=len(ws.classes),
+        task=ws.task,
         codec=ws.codec_of(logits),
         max_kl=logits.max_kl,
         feature_codec=logits.feature_codec,
         where=where,
         batch_size=logits.batch_size,
+        hypotheses=logits.hypotheses,
     )
     if logits.codec == "auto":
         ws.say("logits", f"{entry.name}: codec {encoding.codec} is the smallest with a mean KL under {logits.max_kl:g}")

@@ -11,7 +11,7 @@ from pipeline.lineage import Manifest, file_digest
 from pipeline.models import JoinedMembers, build_model, is_estimator
 from pipeline.models.weights import load_weights
 from stages.recipe import StudentEntry
-from stages.students import HEAD_WIDTH, WEIGHTS
+from stages.students import HEAD_WIDTH, OUT_SHAPE, WEIGHTS
 
 
 def load_student(folder: Path, manifest: Manifest, in_shape: tuple[int, ...]) -> nn.Module:
@@ -43,7 +43,10 @@ def _one(manifest: Manifest, in_shape: tuple[int, ...]) -> nn.Module:
     training: dict[str, Any] = config["training"]
     options = {name: value for name, value in training.items() if name not in StudentEntry.model_fields}
     shape: dict[str, Any] = {"num_classes": len(config["classes"]), "in_shape": in_shape}
-    model = build_model(training["model"], **shape, where=where, **options)
+    out = manifest.details.get(OUT_SHAPE)
+    model = build_model(
+        training["model"], **shape, where=where, out_shape=None if out is None else tuple(out), **options
+    )
     if is_estimator(model):
         raise StillroomError(f"{where}: found a scikit-learn estimator; expected a network; name another student")
     if (width := manifest.details.get(HEAD_WIDTH)) is None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from pipeline.errors import StillroomError
 from pipeline.loader import BUDGET, Reading, SharedLoader, open_readings
+from pipeline.tasks import Tokens
 from pipeline.train import Fitted, Ranks, fit_together, place_in
 from pipeline.views import imported_code
 from stages import students
@@ -30,7 +31,8 @@ def passes(ws: Workspace, jobs: Sequence[Run]) -> Iterator[list[Run]]:
     for job in jobs:
         frame = students.reading_of(ws, job).frame("train")
         place = place_in(folder_of(ws, job) / students.CHECKPOINT)
-        key = (job.entry.reads, job.order_seed, job.entry.batch_size, job.fusion is None, frame, *sorted(place.items()))
+        shows = job.fusion is None, needs_labels(ws, job)
+        key = (job.entry.reads, job.order_seed, job.entry.batch_size, *shows, frame, *sorted(place.items()))
         groups.setdefault(key, []).append(job)
     for group in groups.values():
         together: list[Run] = []
@@ -92,13 +94,18 @@ def _fault(job: Run, error: StillroomError, company: Sequence[Run]) -> str:
     return str(error) if len(company) == 1 else f"{job.name}: {error}"
 
 
+def needs_labels(ws: Workspace, job: Run) -> bool:
+    """Whether a run that follows teachers learns nothing of rows without a label: pieces come after true ones."""
+    return isinstance(ws.task, Tokens) and job.fusion is not None and not job.fusion.is_of_sentences
+
+
 def shared_loader(ws: Workspace, jobs: Sequence[Run], readings: Sequence[Reading], ranks: Ranks) -> SharedLoader:
     """Return what the runs of a pass stream. On labels alone, batches are as large and hold labelled rows only."""
     reads = jobs[0].entry.reads
     labelled, replayer = None, ws.replayer_of(reads)
-    if jobs[0].fusion is None:
+    if jobs[0].fusion is None or needs_labels(ws, jobs[0]):
         labelled = ws.plan.splits["train"].labelled
-    else:
+    if jobs[0].fusion is not None:
         imports = imported_code(ws.plan.transforms)
         replayer = open_readings(readings, ws.samples(reads), device=ws.device, imports=imports)
     return SharedLoader(

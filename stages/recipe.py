@@ -105,14 +105,16 @@ class TeacherEntry(Training):
     """A model that learns from labels once and answers on every row. `fit_views`: views a scikit-learn model sees.
 
     For studies of teachers that know less: `wrong_labels`, the share of its train labels that are wrong, and
-    `without_classes`, those it sees no train row of.
+    `without_classes`, those it sees no train row of. An `optional` one, a rule of another program's, is left out where
+    that is not installed.
     """
 
-    later: ClassVar = Training.later | {"wrong_labels", "without_classes"}
+    later: ClassVar = Training.later | {"wrong_labels", "without_classes", "optional"}
     seed: Annotated[int, Field(ge=0)] = 0
     fit_views: Count = 4
     wrong_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
     without_classes: list[str] = []
+    optional: bool = False
 
 
 CodecEntry = str | dict[str, Any]  # a name, or { kind = ..., and its options }
@@ -121,7 +123,8 @@ CodecEntry = str | dict[str, Any]  # a name, or { kind = ..., and its options }
 class Logits(Section):
     """What is kept of each teacher. `max_kl` limits `codec = "auto"`, in nats; `max_gb` all teacher stores together.
 
-    With `folds`, also its answers on labelled train rows by models that were not trained on them.
+    With `folds`, also its answers on labelled train rows by models that were not trained on them. Where sentences are
+    asked for, `hypotheses` is how many it writes of each row, by a beam search of so many beams.
     """
 
     features: list[str] = ["penultimate"]
@@ -130,6 +133,7 @@ class Logits(Section):
     max_kl: Positive = 1e-4
     max_gb: Positive | None = None
     folds: Annotated[int, Field(ge=2, le=255)] | None = None
+    hypotheses: Annotated[int, Field(ge=1, le=64)] | None = None
     batch_size: Count = 256  # larger buffers would pass glibc's 32 MB and be unmapped every time
 
 
@@ -142,7 +146,8 @@ class FusionEntry(Named):
 
     `target` says where: "store", fused once, or "lazy", by students as they train; the strategy decides (None).
     `fit_on` says on which rows it is fitted: "calibration", "out_of_fold" (needs `logits.folds`), or "train", which
-    is refused unless `honest` is false.
+    is refused unless `honest` is false. Where numbers are asked for beside classes, as of boxes, `numbers` is their
+    strategy: a name, or { kind = ..., and its options }.
     """
 
     strategy: str = "linear_pool"  # of all, the one that a broken teacher harms least: the table in the README
@@ -156,6 +161,20 @@ class FusionEntry(Named):
     honest: bool = True
     codec: CodecEntry = "fp16"
     max_kl: Positive = 1e-4
+    numbers: str | dict[str, Any] = "weighted"
+
+    @property
+    def numbers_strategy(self) -> tuple[str, dict[str, Any]]:
+        """The strategy for numbers beside classes, and its options."""
+        said = {"kind": self.numbers} if isinstance(self.numbers, str) else dict(self.numbers)
+        return str(said.pop("kind", "")), said
+
+    @property
+    def is_of_sentences(self) -> bool:
+        """Whether it chooses among whole sentences."""
+        from pipeline.fusion.sentences import SENTENCE_FUSIONS
+
+        return self.strategy in SENTENCE_FUSIONS
 
     @property
     def is_lazy(self) -> bool:
@@ -188,6 +207,17 @@ class LossEntry(BaseModel):
         """The same of a student of real numbers, whose losses are others, and so are their defaults."""
         said: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set & {"kind", "alpha"}}
         return {"kind": "mse", "alpha": 0.5, **said, **self.options}
+
+    @property
+    def boxes_config(self) -> dict[str, Any]:
+        """The same of a student of boxes."""
+        said: dict[str, Any] = {key: getattr(self, key) for key in self.model_fields_set & {"kind", "alpha"}}
+        return {"kind": "boxes", "alpha": 0.5, "temperature": self.temperature, **said, **self.options}
+
+    @property
+    def sentences_config(self) -> dict[str, Any]:
+        """The same of a student of whole sentences: `alpha` 1 takes references where there are any."""
+        return {"kind": "sentences", "alpha": float(self.alpha) if isinstance(self.alpha, int | float) else 0.0}
 
     @property
     def config(self) -> dict[str, Any]:

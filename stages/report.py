@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,11 @@ from pipeline.datasets import ImageDataset
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, artefact_folder, fingerprint, read_cost, read_manifest, write_durably
 from pipeline.models import SoftTree
-from pipeline.real_metrics import regression_metrics, rmse_of_outputs
-from pipeline.report import Cost, Member, Part
+from pipeline.report import Cost, Part
 from pipeline.store import TargetStore, open_targets, open_teacher
-from pipeline.tasks import Draws, Reals
-from stages import auto, runs, search
-from stages.judging import Judging
+from pipeline.tasks import Reals, Tokens
+from stages import answers, auto, runs, search, sentences
+from stages.judging import Judging, judge_of
 from stages.league import LEAGUE
 from stages.networks import load_student
 from stages.recipe import AUTO, Sweep
@@ -48,6 +48,10 @@ class Found:
         """Return the parts of some kinds."""
         return [part for part in self.parts if part.row["kind"] in kinds]
 
+    def of_shown(self) -> list[Part]:
+        """Return the parts that a page lists one by one."""
+        return reports.listed(self.parts, self.sweeps)
+
 
 def run(ws: Workspace) -> None:
     """Write the report of what is finished, saying what is not; a page that is up to date is left alone."""
@@ -63,8 +67,8 @@ def run(ws: Workspace) -> None:
             f"{ws.root}: found nothing finished of recipe {ws.recipe.name!r}; expected a teacher store at least; "
             f"run 'stillroom distill {ws.recipe.name}'"
         )
-    judging = Judging(ws) if isinstance(ws.task, Draws) else None
-    found.parts = [_with_more(ws, part, judging) for part in found.parts]
+    judging = judge_of(ws)
+    found.parts = [answers.with_more(ws, part, judging) for part in found.parts]
     rows, league = [part.row for part in found.parts], _league(ws)
     folder = ws.root / "reports" / ws.recipe.name
     page, results = folder / "index.html", json.dumps(reports.results(ws.recipe.name, rows), indent=1) + "\n"
@@ -220,7 +224,7 @@ def _league(ws: Workspace) -> Manifest | None:
 def _report(
     ws: Workspace, found: Found, league: Manifest | None, made_from: str, judging: Judging | None
 ) -> reports.Report:
-    labels = ws.plan.splits["test"].labels
+    labels, is_of_classes = ws.plan.splits["test"].labels, ws.task.is_plain and not ws.task.is_real
     students, fusions = found.of("student"), found.of("fusion")
     focus = students[0].row["fusion"] if students else fusions[0].row["name"] if fusions else None
     stores = {part.row["name"]: open_targets(part.folder) for part in fusions}
@@ -231,18 +235,19 @@ def _report(
         parts=found.parts,
         missing=found.missing,
         classes=ws.classes,
-        members=[] if ws.task.is_real else list(_members(found, torch.from_numpy(labels))),
+        members=answers.members(ws, found.of_shown()) if is_of_classes else [],
         labels=labels,
         fusion=focus,
         best_teacher=ws.best_teacher([part.row["name"] for part in found.of("teacher")]),
-        disagreement={name: store.read("train", "disagreement") for name, store in stores.items()},
-        errors=_errors(ws, found) if ws.task.is_real and judging is None else {},
-        grid=None if judging is None else judging.grid(reports.listed(found.parts, found.sweeps), _answers),
+        disagreement={name: answers.disagreement(store) for name, store in stores.items()},
+        errors=answers.errors(ws, found.of_shown()) if ws.task.is_real and judging is None else {},
+        grid=None if judging is None else judging.grid(found.of_shown(), partial(answers.answers_of, ws)),
+        written=sentences.written(ws, found.of_shown()) if isinstance(ws.task, Tokens) else [],
         unit=ws.task.unit if isinstance(ws.task, Reals) else "",
         samples=lambda positions: _shown(ws, ws.plan.splits["test"].ids[positions]),
         costs=found.costs,
         facts=_facts(ws, judging),
-        teaching=None if taught is None or ws.task.is_real else _teaching(found, taught, stores[taught]),
+        teaching=None if taught is None or not is_of_classes else _teaching(found, taught, stores[taught]),
         train_samples=lambda positions: _as_shown(ws, positions),
         strategies=None if league is None else league.details,
         sweeps=found.sweeps,
@@ -271,71 +276,6 @@ def _as_shown(ws: Workspace, positions: np.ndarray) -> Sequence[reports.Sample]:
     inputs = ws.replayer.batch("train", 0, positions).inputs.cpu()
     mean, std = (torch.tensor(numbers).view(1, -1, 1, 1) for numbers in (ws.plan.mean, ws.plan.std))
     return list(((inputs * std + mean) * 255).round().clamp(0, 255).to(torch.uint8).numpy())
-
-
-def _with_more(ws: Workspace, part: Part, judging: Judging | None) -> Part:
-    """Return a part with the figures that tables are judged by: areas under curves, gaps between groups, rankings."""
-    if judging is not None:
-        return reports.with_figures(part, judging.figures(_answers(part)))
-    test, groups, ranking = ws.plan.splits["test"], ws.dataset.group_of, ws.dataset.ranking
-    if isinstance(ws.task, Reals):
-        reference = _reference(ws, ws.task)
-        return part if reference is None else reports.with_skill(part, reference)
-    named = None if groups is None else groups[test.ids].tolist()
-    ranked = None if ranking is None else ranking.of(test.ids)
-    return reports.with_more(part, _answers(part), torch.from_numpy(test.labels), named, ranked)
-
-
-def _reference(ws: Workspace, task: Reals) -> float | None:
-    """Return the rmse of the data set's reference forecast on test rows, None where it has none."""
-    test, dataset = ws.plan.splits["test"], ws.dataset
-    if isinstance(dataset, ImageDataset) or dataset.reference is None:
-        return None
-    forecast = torch.from_numpy(dataset.reference[test.ids])
-    return regression_metrics(forecast, task.in_units(task.truth(test)))["rmse"]
-
-
-def _answers(part: Part) -> torch.Tensor:
-    """Return the log-probabilities of a part on the test rows: [N, C]."""
-    if part.row["kind"] == "teacher":
-        answers = open_teacher(part.folder).logits("test")
-        return answers if "rmse" in part.row else answers.log_softmax(-1)
-    if part.row["kind"] == "fusion":
-        store = open_targets(part.folder)
-        return store.means("test") if store.is_real else store.log_probs("test", temperature=min(store.temperatures))
-    return reports.student_answers(part.folder, are_real="rmse" in part.row)
-
-
-def _errors(ws: Workspace, found: Found) -> dict[str, tuple[str, list[float]]]:
-    """Return the rmse of each number on test rows by model, after its kind; of baselines that on hard labels."""
-    truth, squares = ws.task.truth(ws.plan.splits["test"]), dict[tuple[str, str], list[torch.Tensor]]()
-    assert isinstance(ws.task, Reals)
-    std = torch.tensor(ws.task.std, dtype=torch.float64)
-    for part in reports.listed(found.parts, found.sweeps):
-        kind, name = part.row["kind"], part.row["name"]
-        if kind == "baseline" and name != "hard_labels":
-            continue
-        shown = f"{part.row['student']} on hard labels" if kind == "baseline" else name
-        squares.setdefault((kind, shown), []).append(rmse_of_outputs(_answers(part), truth).square())
-    return {
-        f"{name} (fusion)" if kind == "fusion" else name: (kind, (torch.stack(own).mean(0).sqrt() * std).tolist())
-        for (kind, name), own in squares.items()
-    }
-
-
-def _members(found: Found, labels: torch.Tensor) -> Iterator[Member]:
-    """Yield teachers, fusions, then the first seed of each student and of hard labels, as they answer test rows."""
-    found = Found(reports.listed(found.parts, found.sweeps))
-    for part in found.of("teacher", "fusion"):
-        yield reports.member_of(part.row["name"], part.row["kind"], _answers(part), labels)
-    seen = set[tuple[str, str]]()
-    for part in found.of("student", "baseline"):
-        row = part.row
-        if (row["student"], row["name"]) not in seen and (row["kind"] == "student" or row["name"] == "hard_labels"):
-            seen.add((row["student"], row["name"]))
-            kind = "student" if row["kind"] == "student" else "baseline"
-            name = row["name"] if kind == "student" else f"{row['student']} on hard labels"
-            yield reports.member_of(name, kind, _answers(part), labels)
 
 
 def _facts(ws: Workspace, judging: Judging | None) -> dict[str, list[tuple[str, str]]]:

@@ -1,6 +1,6 @@
 """A recipe's data on this machine: its samples, the view plan, and rows ready for a model."""
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,9 +20,8 @@ from pipeline.datasets import (
 )
 from pipeline.datasets.inputs import OfSource
 from pipeline.errors import StillroomError
-from pipeline.tasks import Classes, Draws, Reals, Task
+from pipeline.tasks import Boxes, Task
 from pipeline.views import (
-    UNLABELLED,
     Batch,
     Replayer,
     Split,
@@ -34,6 +33,8 @@ from pipeline.views import (
     parse_transforms,
     with_out_of_fold,
 )
+from pipeline.views.transforms import Transform
+from stages.asked import showing, task_of_data
 from stages.ids import IDS, SampleIds
 from stages.recipe import Recipe
 
@@ -75,17 +76,12 @@ class Rows:
     @property
     def classes(self) -> tuple[str, ...]:
         """The classes, or what the numbers are of, in the order of the last axis."""
-        return self.dataset.classes
+        return self.task.names
 
     @cached_property
     def task(self) -> Task:
-        """What is asked of the models; of real numbers, their scale is that of the train rows that show them."""
-        dataset = self.dataset
-        if isinstance(dataset, ImageDataset) or dataset.targets is None:
-            return Classes(dataset.classes)
-        train = self._splits["train"]
-        kind = Draws if dataset.draws else Reals
-        return kind.of(dataset.classes, dataset.targets[train.ids[train.labelled]], dataset.unit)
+        """What is asked of the models."""
+        return task_of_data(self._fitted, self._splits["train"])
 
     def samples(self, reads: str | None = None) -> Any:
         """Return the samples as a model that reads this input sees them; pictures have one input, None, besides ids."""
@@ -110,7 +106,7 @@ class Rows:
 
     @cached_property
     def _fitted(self) -> Any:
-        return self.dataset.fit(self.plan.splits["train"].ids)
+        return self.dataset.fit(self._splits["train"].ids)
 
     # -- rows -------------------------------------------------------------------------------------------------------
 
@@ -133,22 +129,22 @@ class Rows:
     @cached_property
     def plan(self) -> ViewPlan:
         """The view plan of the recipe."""
-        dataset, splits = self.dataset, dict(self._splits)
-        if isinstance(self.task, Reals) and isinstance(dataset, RecordDataset) and dataset.targets is not None:
-            truth, scaled = dataset.targets, self.task.standardised
-            splits = {name: _showing(split, scaled(truth[split.ids])) for name, split in splits.items()}
+        dataset = self.dataset
+        splits = {name: showing(split, self._fitted, self.task) for name, split in self._splits.items()}
         mean: tuple[float, ...] = ()
         std: tuple[float, ...] = ()
         if isinstance(dataset, ImageDataset):
             count, (mean, std) = self.recipe.views.count, _standardisation(dataset, splits["train"].ids)
         else:
             count = self._one_view()
-        views = self.recipe.views
+        views, transforms = self.recipe.views, parse_transforms(self.recipe.views.transforms)
+        if isinstance(self.task, Boxes):
+            _check_in_place(transforms, views.mix)
         return ViewPlan(
             dataset=dataset.fingerprint,
             splits=splits,
             count=count,
-            transforms=parse_transforms(views.transforms),
+            transforms=transforms,
             mix=None if views.mix is None else parse_mix(views.mix, views.count),
             seed=self.recipe.seed,
             mean=mean,
@@ -205,8 +201,7 @@ class IdReplayer(Replayer):
     def batch(self, split: str, view: int, positions: np.ndarray) -> Batch:
         """Return rows: int64 positions [B] within the split -> Batch whose inputs are int64 [B]."""
         ids = self.samples.read(self.plan.splits[split].ids[positions])
-        labels = self._labels[split][positions].to(self.device)
-        targets = self.targets(split, positions)
+        labels, targets = self.labels(split, positions), self.targets(split, positions)
         return Batch(ids, labels, partner_labels=None, mix=None, positions=positions, view=view, targets=targets)
 
 
@@ -226,9 +221,14 @@ def _file(text: str) -> Path:
     return path.resolve()
 
 
-def _showing(split: Split, targets: np.ndarray) -> Split:
-    """Return a split with the real numbers [N, P] of its rows, those that learners may see."""
-    return replace(split, targets=np.where(split.labels[:, None] == UNLABELLED, np.float32(np.nan), targets))
+def _check_in_place(transforms: Sequence[Transform], mix: Mapping[str, Any] | None) -> None:
+    """Raise StillroomError where a view moves what has a box, or mixes it with other objects."""
+    moving = [type(each).__name__.lower() for each in transforms if each.moves] + ([] if mix is None else ["mix"])
+    if moving:
+        raise StillroomError(
+            f"views: found {', '.join(moving)}; expected transforms that leave things where they are (erase, "
+            f"brightness, contrast), for boxes don't move with them; remove it"
+        )
 
 
 def _standardisation(dataset: ImageDataset, ids: np.ndarray) -> tuple[tuple[float, ...], tuple[float, ...]]:

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline import dump
 from pipeline.lineage import artefact_folder, fingerprint
+from pipeline.tasks import Boxes, Task, Tokens
 from stages.recipe import EACH, LABELS, FusionEntry, StudentEntry
 from stages.workspace import Workspace
 
@@ -54,18 +55,16 @@ class Run:
         """What the order of its rows follows."""
         return self.draws_seed if self.entry.order_seed is None else self.entry.order_seed
 
-    @property
-    def loss(self) -> dict[str, Any]:
-        """What it minimises, as its fingerprint says it."""
+    def loss(self, task: Task) -> dict[str, Any]:
+        """Return what it minimises, as its fingerprint says it."""
         loss = self.entry.loss
         if self.fusion is None:
             return {**LABELS_ONLY, **({"smoothing": loss.smoothing} if self.is_own and loss.smoothing else {})}
-        return loss.config
-
-    @property
-    def real_loss(self) -> dict[str, Any]:
-        """The same where real numbers are asked for."""
-        return LABELS_ONLY if self.fusion is None else self.entry.loss.real_config
+        if isinstance(task, Boxes):
+            return loss.boxes_config
+        if self.fusion.is_of_sentences:
+            return loss.sentences_config
+        return loss.real_config if task.is_real else loss.config
 
     @property
     def is_own(self) -> bool:
@@ -77,15 +76,27 @@ def runs(ws: Workspace, entry: StudentEntry) -> Iterator[Run]:
     """Yield a student's runs: itself, then its baselines, each over all seeds."""
     fusions: dict[str, FusionEntry | None] = {"student": fusion_of(ws, entry)}
     if entry.baselines:
-        temperatures = [entry.loss.temperature]
-        best = ws.best_teacher([teacher.name for teacher in ws.recipe.teacher])
-        uniform = FusionEntry(name="uniform_mean", strategy="mean", temperatures=temperatures)
-        single = FusionEntry(name="best_single", strategy="mean", teachers=[best], temperatures=temperatures)
-        fusions |= {"uniform_mean": uniform, "best_single": single, "hard_labels": None}
+        fusions |= {**_baselines(ws, entry, fusions["student"]), "hard_labels": None}
     for role, fusion in fusions.items():
         yield from (Run(entry, role, seed, fusion) for seed in entry.seeds)
     for seed in entry.seeds if entry.generations > 1 else ():
         yield from _generations(ws, Run(entry, "student", seed, fusions["student"]))
+
+
+def _baselines(ws: Workspace, entry: StudentEntry, fusion: FusionEntry | None) -> dict[str, FusionEntry]:
+    """Return what a student's baselines learn from: all teachers alike, and the best alone."""
+    names, of_sentences = [teacher.name for teacher in ws.recipe.teacher], fusion is not None and fusion.is_of_sentences
+    best = ws.best_teacher(names, of_sentences=of_sentences)
+    if of_sentences:
+        return {
+            "uniform_mean": FusionEntry(name="uniform_mean", strategy="consensus"),
+            "best_single": FusionEntry(name="best_single", strategy="best", teachers=[best]),
+        }
+    temperatures = [entry.loss.temperature]
+    return {
+        "uniform_mean": FusionEntry(name="uniform_mean", strategy="mean", temperatures=temperatures),
+        "best_single": FusionEntry(name="best_single", strategy="mean", teachers=[best], temperatures=temperatures),
+    }
 
 
 def _generations(ws: Workspace, first: Run) -> Iterator[Run]:
@@ -128,7 +139,7 @@ def folder_of(ws: Workspace, job: Run) -> Path:
 
 def config_of(ws: Workspace, job: Run) -> dict[str, Any]:
     """Return what a run's student is made from."""
-    loss = job.real_loss if ws.task.is_real else job.loss
+    loss = job.loss(ws.task)
     if job.fusion is None:
         config = ws.student_config(job.entry, job.seed, None, loss)
     elif job.is_lazy:
@@ -136,6 +147,8 @@ def config_of(ws: Workspace, job: Run) -> dict[str, Any]:
         config = {**ws.student_config(job.entry, job.seed, lazy, loss), "lazy": lazy}
     else:
         config = ws.student_config(job.entry, job.seed, ws.target_config(job.fusion), loss)
+    if isinstance(ws.task, Tokens):
+        config["beams"] = ws.beams
     if job.entry.ensemble is not None:
         config["members"] = job.entry.ensemble
     return config if job.member is None else {**config, "member": job.member}

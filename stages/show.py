@@ -40,13 +40,23 @@ def quick_scores(
     model: nn.Module, batches: Sequence[Batch], truth: Tensor, task: Task, precision: str
 ) -> dict[str, float]:
     """Return what training is steered by, on held-out batches: NLL and accuracy, or errors of real numbers."""
-    return task.steering(predict(model, iter(batches), precision=precision, answers=task.answers), truth)
+    return task.steering(predict(model, iter(batches), precision=precision, answers=answers_of(task)), truth)
+
+
+def answers_of(task: Task) -> Callable[[Tensor, Batch], Tensor]:
+    """Return what is kept of a model's outputs on a batch."""
+    return lambda outputs, batch: task.answers(outputs, task.truth_in(batch))
 
 
 def in_words(scores: Mapping[str, float], digits: int = 3) -> str:
     """Return a model's figures as a stage says them: accuracy and NLL, or errors of real numbers."""
     if "energy" in scores:
         return f"energy distance {scores['energy']:.4g}, RMSE {scores['rmse']:.4g}"
+    if "chrf" in scores:
+        nll = f", NLL of a piece {scores['nll']:.{digits}f}" if "nll" in scores else ""
+        return f"chrF {scores['chrf'] * 100:.2f}, BLEU {scores['bleu'] * 100:.2f}{nll}"
+    if "loss" in scores:
+        return f"loss {scores['loss']:.4g}, {scores['accuracy'] * 100:.1f} % of objects' cells right"
     if "mae" in scores:
         return f"MAE {scores['mae']:.4g}, RMSE {scores['rmse']:.4g}"
     return f"accuracy {scores['accuracy']:.{digits}f}, NLL {scores['nll']:.{digits}f}"

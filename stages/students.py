@@ -1,32 +1,38 @@
 """One student: what it is built from, reads and minimises, how it is judged, and what is kept of it."""
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from pipeline.errors import StillroomError
 from pipeline.features import FeatureEntry, ThroughHead, parse_feature_loss
-from pipeline.lazy import LAZY, LazyLoss
+from pipeline.lazy import LazyLoss
 from pipeline.lineage import Manifest, file_digest, write_cost
 from pipeline.loader import Reading
-from pipeline.losses import RealDistillation, kl_divergence
+from pipeline.losses import kl_divergence
 from pipeline.metrics import agreement
 from pipeline.models import build_model, count_parameters
 from pipeline.models.weights import save_weights
-from pipeline.objective import Followed, Objective, RealObjective, follow
+from pipeline.objective import Followed, follow
 from pipeline.store import TargetStore, TeacherStore, open_targets, open_teacher
-from pipeline.train import Companion, Fitted, Loss, Ranks, Trainee, label_loss, predict, prepare, seeded
+from pipeline.tasks import Tokens, out_shape
+from pipeline.train import Fitted, Ranks, Trainee, predict, prepare, seeded
 from pipeline.train import Run as Training
+from pipeline.views import Batch
+from stages.objectives import objective_of
 from stages.runs import Run, config_of, folder_of
-from stages.show import quick_scores
+from stages.show import answers_of, quick_scores
 from stages.workspace import Workspace
 
 WEIGHTS, ANSWERS, CHECKPOINT = "weights.safetensors", "answers.safetensors", "checkpoint.pt"
+OUT_SHAPE = "out_shape"  # of a student's outputs where they are more than a number a class
 HEAD_WIDTH = "head_width"  # of the teacher's classifier that a student answers through
 
 
@@ -58,6 +64,8 @@ def reading_of(ws: Workspace, job: Run) -> Reading:
     if job.is_lazy:
         return Reading(teachers=teachers, calibrate=job.fusion.calibrate, features=features, negatives=negatives)
     targets = open_targets(ws.target_folder(job.fusion))
+    if targets.is_of_sentences:
+        return Reading(targets, references=job.entry.loss.sentences_config["alpha"] == 1)
     temperature = job.entry.loss.temperature
     return Reading(targets, temperature, bool(features), features=features, negatives=negatives)
 
@@ -88,9 +96,9 @@ def begin(
         model, followed = follow(entries, model, stores, **shape, seed=job.draws_seed, where=where)  # type: ignore[arg-type]
         model = model.to(ws.device)
     steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
-    monitor = entry.monitor if reading.targets is not None and not ws.task.is_real else ws.task.steered_by
+    monitor = "kl" if entry.monitor == "kl" and reading.targets is not None else ws.task.steered_by
     schedule = replace(ws.schedule(entry, steps, epoch), monitor=monitor)
-    loss, companion, lazy = _loss(ws, job, model, followed, steps)
+    loss, companion, lazy = objective_of(ws, job, model, followed, steps)
     precision, folder = ws.precision(entry), folder_of(ws, job)
     training = Training(
         model,
@@ -110,7 +118,8 @@ def begin(
 def _untrained(ws: Workspace, job: Run) -> nn.Module:
     entry = job.entry
     build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.shape(entry.reads))
-    model = seeded(lambda: build(where=f"student.{entry.name}", **entry.options), job.draws_seed)
+    shape = out_shape(ws.task.shapes)
+    model = seeded(lambda: build(where=f"student.{entry.name}", out_shape=shape, **entry.options), job.draws_seed)
     if not isinstance(model, nn.Module):
         raise StillroomError(
             f"student.{entry.name}.model: {entry.model} returned a {type(model).__name__}; expected a network; name "
@@ -121,58 +130,6 @@ def _untrained(ws: Workspace, job: Run) -> nn.Module:
 
 def _feature_stores(reading: Reading) -> Sequence[TeacherStore]:
     return next(iter(reading.features.values()), ())
-
-
-def _loss(
-    ws: Workspace, job: Run, model: nn.Module, followed: Sequence[Followed], steps: int
-) -> tuple[Loss, Companion | None, LazyLoss | None]:
-    """Return what a run minimises, what learns beside it, and what weighs the teachers where that needs the student."""
-    loss = job.entry.loss
-    if ws.task.is_real:
-        return ws.task.loss if job.fusion is None else RealObjective(real_loss(job)), None, None
-    if job.fusion is None:
-        smoothing = loss.smoothing if job.is_own else 0.0
-        return partial(label_loss, smoothing=smoothing), None, None
-    objective = Objective(
-        model,
-        steps=steps,
-        kind=loss.kind,
-        options=loss.options,
-        temperature=loss.temperature,
-        alpha=loss.alpha,
-        smoothing=loss.smoothing,
-        followed=followed,
-        held_out=ws.held_out("calibration", job.entry.reads),
-        where=f"student.{job.entry.name}",
-    )
-    if not job.is_lazy or job.is_each:
-        return objective, objective, None
-    lazy = lazy_loss(ws, job, model, objective, steps)
-    return lazy, lazy, lazy
-
-
-def real_loss(job: Run) -> RealDistillation:
-    """Return what a run that follows real numbers minimises."""
-    loss = job.entry.loss
-    said = {key: value for key, value in loss.real_config.items() if key not in loss.options}
-    return RealDistillation(**said, options=loss.options, where=f"student.{job.entry.name}.loss")
-
-
-def lazy_loss(ws: Workspace, job: Run, model: nn.Module, objective: Objective, steps: int) -> LazyLoss:
-    """Return the loss that weighs the teachers as the student trains, with whatever it learns itself."""
-    assert job.fusion is not None
-    plan = ws.plan
-    shows_labels = not all(plan.is_mixed("train", view) for view in range(plan.count))
-    return LazyLoss(
-        LAZY[job.fusion.strategy](**job.fusion.options),
-        model,
-        objective,
-        num_teachers=len(ws.fused_teachers(job.fusion)),
-        num_classes=len(ws.classes),
-        labelled=len(plan.splits["train"].labelled) if shows_labels else 0,
-        steps=steps,
-        seed=job.draws_seed,
-    )
 
 
 def judged(
@@ -198,7 +155,7 @@ def seal(ws: Workspace, student: Student, fitted: Fitted) -> Manifest:
     precision = ws.precision(job.entry)
     rows = {name: ws.held_out(name, job.entry.reads) for name in ("calibration", "test")}
     answers = {
-        name: predict(model, iter(batches), precision=precision, answers=ws.task.answers)
+        name: predict(model, iter(batches), precision=precision, answers=answers_of(ws.task))
         for name, batches in rows.items()
     }
     folder.mkdir(parents=True, exist_ok=True)
@@ -212,12 +169,32 @@ def seal(ws: Workspace, student: Student, fitted: Fitted) -> Manifest:
     }
     if isinstance(model, ThroughHead):
         details[HEAD_WIDTH] = model.width
+    if not ws.task.is_plain:
+        details[OUT_SHAPE] = list(out_shape(ws.task.shapes))
     if student.lazy is not None and job.fusion is not None:
         details["teacher_weights"] = dict(zip(ws.fused_teachers(job.fusion), student.lazy.mean_weights, strict=True))
-    manifest = write(ws, job, folder, answers, student.reading.targets, model=model, details=details)
-    write_cost(folder, {"training_seconds": fitted.seconds})
+    written, cost = _written(ws, model, rows) if isinstance(ws.task, Tokens) else ({}, {})
+    manifest = write(ws, job, folder, answers, student.reading.targets, model=model, details=details, sentences=written)
+    write_cost(folder, {"training_seconds": fitted.seconds, **cost})
     (folder / CHECKPOINT).unlink(missing_ok=True)
     return manifest
+
+
+def _written(
+    ws: Workspace, model: nn.Module, rows: Mapping[str, Sequence[Batch]]
+) -> tuple[dict[str, Tensor], dict[str, float]]:
+    """Return the sentences that a translator writes of held-out rows, by split [N, L], and what that took."""
+    from pipeline.teachers.writers import written_by  # here: what else a student streams needs no teacher's code
+
+    started = time.perf_counter()
+    found = {
+        name: torch.cat([written_by(model, batch.inputs, ws.beams)[0][:, 0].cpu() for batch in batches])
+        for name, batches in rows.items()
+    }
+    seconds = time.perf_counter() - started
+    assert isinstance(ws.task, Tokens)
+    words = sum(len(text.split()) for tokens in found.values() for text in ws.task.texts(tokens))
+    return found, {"writing_seconds": seconds, "words": float(words)}
 
 
 def write(
@@ -230,13 +207,22 @@ def write(
     model: nn.Module | None,
     details: Mapping[str, Any],
     files: Sequence[str] = (WEIGHTS,),
+    sentences: Mapping[str, Tensor] | None = None,
 ) -> Manifest:
-    """Seal a student's folder, whose `files` are there: its answers by split, log-probabilities [N, C] or [N, P]."""
-    save_file({name: rows.half().contiguous() for name, rows in answers.items()}, folder / ANSWERS)
+    """Seal a student's folder, whose `files` are there: its answers by split, log-probabilities [N, C] or [N, P].
+
+    Of a translator also the `sentences` that it writes.
+    """
+    exact = isinstance(ws.task, Tokens)  # whose answers hold numbers of pieces
+    kept = {name: (rows if exact else rows.half()).contiguous() for name, rows in answers.items()}
+    save_file(kept | {f"{name}_sentences": rows for name, rows in (sentences or {}).items()}, folder / ANSWERS)
     metrics: dict[str, Any] = {
         name: ws.task.metrics(rows, ws.task.truth(ws.plan.splits[name])) for name, rows in answers.items()
     }
-    if targets is not None and not targets.is_real:
+    for name, rows in (sentences or {}).items():
+        assert isinstance(ws.task, Tokens)
+        metrics[name] |= ws.task.sentence_figures(rows, ws.task.truth(ws.plan.splits[name]))
+    if targets is not None and not targets.is_real and ws.task.is_plain:
         fused = targets.log_probs("test", temperature=job.entry.loss.temperature)
         metrics["test"]["agreement"] = agreement(answers["test"], fused)
     counted = {} if model is None else {"parameters": count_parameters(model)}

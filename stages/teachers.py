@@ -12,13 +12,15 @@ from torch import nn
 
 from pipeline.errors import StillroomError, unknown_name
 from pipeline.lineage import Manifest, file_digest, read_manifest
-from pipeline.models import build_model, count_parameters
+from pipeline.models import WRITERS, build_model, count_parameters
 from pipeline.models.estimators import load_sklearn
 from pipeline.models.taps import find_layer
 from pipeline.models.weights import load_weights
-from pipeline.tasks import Reals
+from pipeline.tasks import Reals, Tokens, out_shape
 from pipeline.teachers import (
+    RULE,
     RegressorTeacher,
+    RuleTeacher,
     SklearnTeacher,
     SourceTeacher,
     Teacher,
@@ -30,14 +32,15 @@ from pipeline.teachers import (
 from pipeline.teachers.sklearn import ESTIMATOR
 from pipeline.teachers.torch import WEIGHTS
 from pipeline.train import OWN, Evaluate, Fitted, own_figure, own_loss, prepare, seeded
+from pipeline.translation.vocabulary import Vocabulary
 from pipeline.views import UNLABELLED, Replayer, ViewLoader, with_wrong_labels, without_classes
 from stages import data, teacher_files
 from stages.check import check_imported_teachers
 from stages.recipe import TeacherEntry
 from stages.show import in_words, progress, quick_scores
-from stages.workspace import Workspace, fold_model_name
+from stages.workspace import Workspace, fold_model_name, is_rule
 
-FILES = (WEIGHTS, ESTIMATOR, *teacher_files.FILES.values())  # what a teacher may be kept in
+FILES = (WEIGHTS, ESTIMATOR, RULE, *teacher_files.FILES.values())  # what a teacher may be kept in
 
 
 def run(ws: Workspace) -> None:
@@ -116,6 +119,9 @@ def _train(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path) -
         teacher_files.keep(ws, entry, folder)
         return {"parameters": None, "history": []}
     model = build(ws, entry)
+    if is_rule(entry):
+        _rule(ws, entry, model).save(folder)
+        return {"parameters": None, "history": []}
     replayer = ws.replayer_of(entry.reads).showing(shown_labels(ws, entry, fold))
     name = fold_model_name(entry.name, fold)
     if not isinstance(model, nn.Module):
@@ -176,19 +182,19 @@ def build(ws: Workspace, entry: TeacherEntry) -> Any:
             f"teacher.{entry.name}: found a file where a model is built, as logits.max_gb does; expected one to train; "
             f"leave max_gb out"
         )
+    if is_rule(entry):
+        return WRITERS[entry.model](**entry.options)
     build = partial(build_model, entry.model, num_classes=len(ws.classes), in_shape=ws.shape(entry.reads))
+    shape = out_shape(ws.task.shapes)
     return seeded(
-        lambda: build(where=f"teacher.{entry.name}", is_real=ws.task.is_real, **entry.options),
+        lambda: build(where=f"teacher.{entry.name}", is_real=ws.task.is_real, out_shape=shape, **entry.options),
         entry.seed,
     )
 
 
 def _seal(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path, details: dict[str, Any]) -> Manifest:
     teacher = load(ws, entry, layers=[], fold=fold)
-    outputs = [teacher.predict(batch.inputs).logits.cpu() for batch in ws.held_out("calibration", entry.reads)]
-    figures = ws.task.teacher_figures(
-        {"calibration": torch.cat(outputs)}, {"calibration": ws.task.truth(ws.plan.splits["calibration"])}
-    )
+    figures = _figures(ws, entry, teacher)
     manifest = Manifest(
         kind="teacher",
         name=fold_model_name(entry.name, fold),
@@ -199,6 +205,27 @@ def _seal(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path, de
     )
     manifest.write(folder)
     return manifest
+
+
+def _figures(ws: Workspace, entry: TeacherEntry, teacher: Teacher) -> dict[str, Any]:
+    """Return a teacher's figures on calibration rows, and what is fitted there."""
+    batches, truth = ws.held_out("calibration", entry.reads), ws.task.truth(ws.plan.splits["calibration"])
+    if isinstance(teacher, RuleTeacher):
+        assert isinstance(ws.task, Tokens)
+        written = torch.cat([teacher.write(batch.inputs, 1)[0][:, 0] for batch in batches])
+        return {"scores": {"calibration": ws.task.sentence_figures(written, truth)}}
+    outputs = torch.cat([teacher.predict(batch.inputs).logits.cpu() for batch in batches])
+    return ws.task.teacher_figures({"calibration": outputs}, {"calibration": truth})
+
+
+def _rule(ws: Workspace, entry: TeacherEntry, rule: Any) -> RuleTeacher:
+    """Return a rule as a teacher. Raises StillroomError where no sentences are asked for."""
+    if not isinstance(ws.task, Tokens):
+        raise StillroomError(
+            f"teacher.{entry.name}.model: found {entry.model!r}, which writes sentences; expected another, for the "
+            f"data asks for none; name one"
+        )
+    return RuleTeacher(rule, Vocabulary(ws.task.vocabulary), ws.task.length)
 
 
 def load(ws: Workspace, entry: TeacherEntry, *, layers: list[str], fold: int | None = None) -> Teacher:
@@ -221,6 +248,8 @@ def _opened(ws: Workspace, entry: TeacherEntry, layers: list[str], fold: int | N
             )
     if teacher_files.is_file(entry):
         return teacher_files.open_file(ws, entry, folder / teacher_files.FILES[entry.model])
+    if (folder / RULE).exists():
+        return _rule(ws, entry, build(ws, entry))
     if (folder / ESTIMATOR).exists():
         package = entry.model.partition(":")[0].split(".")[0]
         return _of_estimator(ws, load_sklearn(folder / ESTIMATOR, package=package))

@@ -33,6 +33,8 @@ from stages.recipe import (
 )
 from stages.rows import Rows
 
+BEAMS = 4  # where a recipe names no number of hypotheses
+
 
 class Workspace(Rows):
     """A recipe, the data folder it works in, and the machine it works on."""
@@ -84,7 +86,13 @@ class Workspace(Rows):
             precision=entry.precision,
             folds=logits.folds,
             is_real=self.task.is_real,
+            task=self._task(),
+            hypotheses=logits.hypotheses,
         )
+
+    def _task(self) -> str | None:
+        """Return what stands for the task where its classes don't say it all."""
+        return None if self.task.is_plain else fingerprint(self.task.attributes)
 
     def codec_of(self, entry: Logits | FusionEntry) -> Any:
         """Return how a recipe keeps answers: as it says, where it says nothing as suits the task."""
@@ -105,6 +113,10 @@ class Workspace(Rows):
     def target_config(self, fusion: FusionEntry) -> dict[str, Any]:
         """Return what a target store is made from."""
         strategy, options = self.strategy_of(fusion)
+        if fusion.is_of_sentences:
+            return fuse.sentence_store_config(
+                self.parents(fusion), self.plan.fingerprint, strategy=strategy, options=options
+            )
         if self.task.is_real:
             return fuse.real_store_config(
                 self.parents(fusion),
@@ -128,13 +140,16 @@ class Workspace(Rows):
             max_kl=fusion.max_kl,
             fit_on=fusion.fit_on,
             honest=fusion.honest,
+            numbers=None if not self.task.numbers else fusion.numbers_strategy,
         )
 
     def fused_teachers(self, fusion: FusionEntry) -> list[str]:
         """Return the names of the teachers of a fusion, all by default."""
         if fusion.strategy.startswith(SINGLE):
             return [fusion.strategy.removeprefix(SINGLE)]
-        return fusion.teachers or [entry.name for entry in self.recipe.teacher]
+        return fusion.teachers or [
+            entry.name for entry in self.recipe.teacher if fusion.is_of_sentences or not is_rule(entry)
+        ]
 
     def parents(self, fusion: FusionEntry) -> dict[str, str]:
         """Return the fingerprint of each teacher store that a fusion is made of."""
@@ -216,6 +231,11 @@ class Workspace(Rows):
 
     # -- helpers ----------------------------------------------------------------------------------------------------
 
+    @property
+    def beams(self) -> int:
+        """Of the search that students write sentences by: as many as the teachers'."""
+        return self.recipe.logits.hypotheses or BEAMS
+
     def steps(self, entry: Training, rows: int) -> tuple[int, int]:
         """Return (steps of the whole run, steps of an epoch) when an epoch has this many rows."""
         epoch = max(1, -(-rows // entry.batch_size))
@@ -251,14 +271,26 @@ class Workspace(Rows):
         """Whether an artefact is there and whole."""
         return read_manifest(folder) is not None
 
-    def best_teacher(self, names: Sequence[str]) -> str:
-        """Return the teacher with the lowest calibrated NLL, or error, on calibration rows, from finished stores."""
-        return min(names, key=lambda name: self.teacher_store_scores(name)["calibration"][self.task.ranked_by])
+    def best_teacher(self, names: Sequence[str], *, of_sentences: bool = False) -> str:
+        """Return the teacher with the lowest calibrated NLL, or error, on calibration rows, from finished stores.
+
+        Of sentences it is the one of the highest chrF. Who has no such figure is not among them.
+        """
+        figure, sign = ("chrf", -1) if of_sentences else (self.task.ranked_by, 1)
+        scores = {name: self.teacher_store_scores(name)["calibration"].get(figure) for name in names}
+        return min((sign * score, name) for name, score in scores.items() if score is not None)[1]
 
     def teacher_store_scores(self, name: str) -> dict[str, Any]:
         """Return a teacher's figures on held-out rows, as its store's manifest holds them."""
         folder = self.teacher_store_folder(self.recipe.find("teacher", name))
         return require_manifest(folder, "teacher store", make_with="stillroom logits").details["scores"]
+
+
+def is_rule(entry: TeacherEntry) -> bool:
+    """Whether a teacher is a rule that writes whole sentences and does nothing else."""
+    from pipeline.models import WRITERS
+
+    return entry.model in WRITERS
 
 
 def fold_model_name(teacher: str, fold: int | None) -> str:

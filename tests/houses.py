@@ -19,6 +19,7 @@ from pipeline.encoding import Encoding
 from pipeline.fusion.real import REAL_FUSIONS, RealTarget
 from pipeline.store import StoreWriter, TargetStore, TeacherStore, open_targets, open_teacher
 from pipeline.store.codecs import ALL_CODECS, parse_codec
+from pipeline.store.fields import Output
 from pipeline.tasks import Reals, task_of
 from pipeline.views import UNLABELLED, Replayer, Split, ViewPlan, make_splits
 
@@ -109,7 +110,7 @@ def house_writer(
         precision="fp32",
         is_real=True,
     )
-    encoding = Encoding(parse_codec(codec, "codec", ALL_CODECS), {}, len(task.names))
+    encoding = Encoding((Output("values", (len(task.names),), parse_codec(codec, "codec", ALL_CODECS)),), {})
     return dump.open_writer(folder, name, config, replayer.plan, encoding, task=task), encoding
 
 

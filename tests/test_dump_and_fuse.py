@@ -237,7 +237,7 @@ def test_a_store_has_the_same_bytes_however_few_rows_are_fused_together(stores, 
 def test_stored_rows_decode_to_what_the_stores_say(stores, rows):
     plan, block = stores.teachers[0].plan(), stores.teachers[0].block("train", 1, 1)
     stored = joined.stored_rows(stores.teachers, plan, block, calibrate=True, layers=["penultimate"])
-    assert (len(stored), stored.num_teachers, stored.num_classes) == (16, 2, 3)
+    assert (len(stored), stored.num_teachers, stored.num_values) == (16, 2, 3)
     found, places = stored[rows], np.arange(16, 32)[rows]
     for number, store in enumerate(stores.teachers):
         own = store.manifest.details["temperature"]

@@ -113,7 +113,7 @@ def test_features_come_back_as_their_codec_says(replayer, tmp_path, kind):
 
 
 def test_auto_takes_the_fewest_bytes_within_the_limit_and_says_when_there_is_none(replayer):
-    answers, rows = sample_answers(make_teacher(0), replayer, 3, 16)
+    answers, rows = sample_answers(make_teacher(0), replayer, {"logits": (3,)}, 16)
     measured = measure_codecs(answers.logits, rows)
     for limit in (1e-3, 1e-5, 1e-7):
         chosen = cheapest(measured, limit, "here")

@@ -34,6 +34,7 @@ from pipeline.fusion import FUSIONS, Target
 from pipeline.loader import open_replayer
 from pipeline.store import open_targets, open_teacher
 from pipeline.store.verify import verify
+from pipeline.tasks import Classes
 from pipeline.teachers import SklearnTeacher, fit_sklearn
 from pipeline.views import (
     OUT_OF_FOLD,
@@ -199,7 +200,7 @@ def begin_dump(folder, name, replayer, fold_of, *, codec="fp32", folds=4):
     teacher = taught(name, replayer, fold_of)
     models = dump.FoldModels(fold_of, cache(lambda fold: taught(name, replayer, fold_of, fold))) if folds else None
     encoding = choose_encoding(
-        teacher, replayer, num_classes=3, codec=codec, max_kl=1e-4, feature_codec="fp16", where=name
+        teacher, replayer, task=Classes(tuple(CLASSES_3)), codec=codec, max_kl=1e-4, feature_codec="fp16", where=name
     )
     config = dump.teacher_store_config(
         name, replayer.plan, classes=CLASSES_3, features=[], codec=codec, precision="fp32", folds=folds

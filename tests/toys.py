@@ -19,6 +19,7 @@ from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import COST
 from pipeline.models import build_model
 from pipeline.store import StoreWriter, TargetStore, TeacherStore, layout, open_targets, open_teacher
+from pipeline.tasks import Classes
 from pipeline.teachers import TorchTeacher
 from pipeline.train import seeded
 from pipeline.views import TRANSFORMS, Replayer, ViewPlan, make_splits, parse_mix, parse_transforms
@@ -121,7 +122,7 @@ def make_encoding(
     return choose_encoding(
         teacher,
         replayer,
-        num_classes=teacher.model.classifier.out_features,
+        task=Classes(tuple(map(str, range(teacher.model.classifier.out_features)))),
         codec=codec,
         max_kl=max_kl,
         feature_codec=feature_codec,

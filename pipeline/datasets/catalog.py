@@ -74,7 +74,8 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
     columns that no model may read, `groups` that of subgroups, `ranks` those of who ranks and of what is
     ranked, `inputs` what models read when a recipe adds nothing. Where an entry `asks` for numbers, `classes` name
     them, in `unit`; where it asks for "draws", many numbers would do, the truth of a record is one draw of them, and
-    `classes` are those that a record may be of.
+    `classes` are those that a record may be of. It may also ask for "boxes" in pictures, of objects of the `classes`,
+    or for "sentences", those that its first input is to be followed by.
     `files_of` names the entry whose files, sources and folder these are, where another question is asked of them.
     """
 
@@ -91,7 +92,7 @@ class Entry(BaseModel, frozen=True, extra="forbid"):
     groups: str | None = None
     ranks: tuple[str, str] | None = None
     unit: str = ""
-    asks: Literal["classes", "numbers", "draws"] = "classes"
+    asks: Literal["classes", "numbers", "draws", "boxes", "sentences"] = "classes"
     inputs: tuple[dict[str, Any], ...] = ()
     files_of: str | None = None
     files: tuple[DataFile, ...]

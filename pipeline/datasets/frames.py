@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 
 from pipeline.datasets.catalog import Entry
+from pipeline.datasets.localisation import read_localisation
 from pipeline.datasets.mails import body_of, read_archive
 from pipeline.datasets.noise import read_pictures
 from pipeline.datasets.ratings import read_pairs
@@ -95,6 +96,13 @@ def read_noise(folder: Path, entry: Entry) -> Records:
     return Records(frame, np.zeros(len(frame), np.int64), test, targets=pictures, names=names)
 
 
+def read_strings(folder: Path, entry: Entry) -> Records:
+    """Return pairs of a text and its translation, which is what is asked for; near copies share a unit."""
+    found = read_localisation(folder / entry.files[0].name)
+    none = np.zeros(0, np.int64)
+    return Records(found.frame, np.zeros(len(found.frame), np.int64), none, units=found.units)
+
+
 FRAMES: dict[str, Callable[[Path, Entry], Records]] = {
     "reviews-csv": read_reviews,
     "spam-assassin": read_mails,
@@ -102,4 +110,5 @@ FRAMES: dict[str, Callable[[Path, Entry], Records]] = {
     "rated-films": read_ratings,
     "traffic-csv": read_traffic,
     "noise": read_noise,
+    "localisation": read_strings,
 }

@@ -6,7 +6,7 @@ as they are read. Each picture goes through the same steps alone either way, so 
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -40,7 +40,8 @@ class ImageDataset:
     labels: int64 [N], -1 where there is none; official_test: int64 ids; shape: (C, H, W) of what `read` gives.
     picture(i): uint8 [C, H, W]; digest_all(): uint64 [N]; pixels: uint8 [N, C, H, W] once held in memory.
     units: [N], what must stay in one split has one value, None where samples are their own; made_by: what else than
-    PICTURE_VERSION says how source bytes became pictures.
+    PICTURE_VERSION says how source bytes became pictures. objects: where there are boxes to find, those of each
+    picture, float32 [n, 5] (class, x0, y0, x1, y1 in pixels), of pictures whose label is 0.
     """
 
     name: str
@@ -53,6 +54,7 @@ class ImageDataset:
     pixels: torch.Tensor | None = None
     units: np.ndarray | None = None
     made_by: Mapping[str, Any] = field(default_factory=dict)
+    objects: Sequence[np.ndarray] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -118,6 +120,8 @@ class ImageDataset:
             "picture_version": PICTURE_VERSION,
             **self.made_by,
         }
+        if self.objects is not None:
+            content["objects"] = [hashlib.sha256(each.astype("<f4").tobytes()).hexdigest() for each in self.objects]
         return hashlib.sha256(json.dumps(content, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
 
     @cached_property

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from pipeline.datasets.boxed import BOXED, open_boxed
 from pipeline.datasets.catalog import Entry, data_sets, fetch, find_entry
 from pipeline.datasets.frames import FRAMES
 from pipeline.datasets.images import ImageDataset, open_folder, open_pictures
@@ -49,7 +50,10 @@ def open_dataset(
         _check_no_pictures(name_or_folder, size=size, channels=channels)
         return open_records(name_or_folder, entry, Path(raw), memory_budget, inputs or {})
     _check_no_inputs(name_or_folder, inputs)
-    if entry.format == RECORDINGS:
+    if entry.format in BOXED:
+        _check_no_pictures(name_or_folder, size=size, channels=channels)  # boxes are in pixels as they are
+        pictures = open_boxed(name_or_folder, entry, Path(raw), catalog)
+    elif entry.format == RECORDINGS:
         pictures = open_recordings(name_or_folder, entry, Path(raw), size, channels)
     else:
         pictures = open_pictures(name_or_folder, entry, Path(raw), catalog, size, channels)
@@ -69,6 +73,7 @@ def open_records(name: str, entry: Entry, raw: Path, memory_budget: int, inputs:
         reference=records.reference,
         unit=entry.unit,
         draws=entry.asks == "draws",
+        asks_sentences=entry.asks == "sentences",
         units=records.units,
         inputs={**declared_inputs(entry), **inputs},
         raw=raw,
@@ -95,7 +100,7 @@ def _check_no_pictures(where: str, **options: int | None) -> None:
     for key, value in options.items():
         if value is not None:
             raise StillroomError(
-                f"{where}: {key} = {value!r}; expected none, for it is no set of pictures; leave it out"
+                f"{where}: {key} = {value!r}; expected none, for its samples are as they are; leave it out"
             )
 
 

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from pipeline.datasets.columns import as_texts, presence_column
 from pipeline.datasets.digests import digest_records, sha256_of
-from pipeline.datasets.inputs import Fitted, Input, OfSource, config_of, parse_of_source
+from pipeline.datasets.inputs import Fitted, FittedPair, Input, OfSource, config_of, parse_of_source
 from pipeline.errors import unknown_name
 from pipeline.ranking import Ranking
 
@@ -49,7 +49,8 @@ class RecordDataset:
     held whole in memory when it takes at most `memory_budget` bytes. Where real numbers are asked for: `targets`
     float32 [N, P], NaN where unknown, named by `classes`, in `unit`; labels are 0 where a record has any; `reference`
     [N, P] is the forecast that one would make without any model; `draws` says that many numbers would do, of which
-    those of a record are one draw.
+    those of a record are one draw. `asks_sentences` says that what is asked for is the second text of the first input,
+    of records whose label is 0.
     Raises StillroomError for an input of an unknown kind, option or column.
     """
 
@@ -70,6 +71,7 @@ class RecordDataset:
     reference: np.ndarray | None = None
     unit: str = ""
     draws: bool = False
+    asks_sentences: bool = False
     fitted_on: np.ndarray | None = field(default=None, init=False)
 
     def __post_init__(self) -> None:
@@ -230,6 +232,28 @@ class InputRows:
         if self._whole is not None:
             return self._whole.index_select(0, torch.from_numpy(ids))
         return self._fitted.read(self._frame.iloc[ids])
+
+    @property
+    def fitted(self) -> Fitted:
+        """What reads records, having learned from train ones."""
+        return self._fitted
+
+    def tokens(self, ids: np.ndarray) -> Tensor:
+        """Return what a pair is to be followed by: int64 [B, L], -1 where there is nothing."""
+        fitted = self._fitted
+        assert isinstance(fitted, FittedPair)
+        return fitted.tokens(self._frame.iloc[np.asarray(ids, dtype=np.int64)])
+
+    def texts(self, ids: np.ndarray) -> list[str]:
+        """Return the first texts of records that are pairs: B texts, "" where there is none."""
+        fitted = self._fitted
+        assert isinstance(fitted, FittedPair)
+        return [text or "" for text in as_texts(self._frame.iloc[ids][fitted.options.text])]
+
+    def hide(self, inputs: Tensor | list[str], is_hidden: Tensor) -> Tensor | list[str]:
+        """Return inputs without what they tell of a label that may not be seen: rows where bool [B] is true."""
+        tells = isinstance(self._fitted, FittedPair) and isinstance(inputs, Tensor)
+        return self._fitted.hide(inputs, is_hidden) if tells else inputs  # type: ignore[attr-defined]
 
     def read_without(self, ids: np.ndarray, sources: Collection[str]) -> Tensor | list[str]:
         """Return this input of records [B] as if they lacked some sources, in the way it was fitted."""

@@ -11,19 +11,15 @@ from pipeline.fusion.target import Rows, hidden, in_slices, join_targets
 from pipeline.metrics import RowScores, join_scores, score_rows
 from pipeline.store import ArraySpec, temperature_array
 from pipeline.store.codecs import Codec
-from pipeline.store.fields import encode_field, field_specs
-
-FIELDS = {"log_probs": "categorical"}
+from pipeline.store.fields import Output, encode_field
 
 
-def specs(
-    codec: Codec, num_classes: int, splits: tuple[str, ...], temperatures: Sequence[float]
-) -> dict[str, ArraySpec]:
-    """Return the arrays of the targets, and of how far labels corrected them."""
+def specs(prefix: str, output: Output, splits: tuple[str, ...], temperatures: Sequence[float]) -> dict[str, ArraySpec]:
+    """Return the arrays of the targets at an output, and of how far labels corrected them."""
     arrays: dict[str, ArraySpec] = {}
     for temperature in temperatures:
-        arrays |= field_specs(temperature_array(temperature), codec, (num_classes,), splits)
-    return {**arrays, "corrected": ArraySpec((), "float16")}
+        arrays |= output.specs(prefix + temperature_array(temperature), splits)
+    return {**arrays, f"{prefix}corrected": ArraySpec(output.leading, "float16")}
 
 
 def encoded(
@@ -58,14 +54,14 @@ def score(target: Target, rows: Iterable[Rows], teachers: Sequence[str]) -> dict
         for outputs in in_slices(block):
             slices.append(target.fuse(hidden(outputs), temperature=1.0))
             choices = outputs.logits.argmax(-1) == slices[-1].log_probs.argmax(-1)
-            sums["agreement"] += choices.flatten(1).sum(1)
-        fused = join_targets(slices)
+            sums["agreement"] += choices[:, outputs.labels >= 0].sum(1)
+        fused, is_case = join_targets(slices), block.labels >= 0  # behind the end of a sentence nothing is asked
         scores.append(score_rows(fused.log_probs, block.labels))
-        weights = fused.weights.flatten(0, -2).double()
+        weights = fused.weights[is_case].double()
         sums["weights"] += weights.sum(0)
         weight_entropy += torch.special.entr(weights).sum().item()
-        disagreement += fused.disagreement.double().sum().item()
-        count += fused.disagreement.numel()
+        disagreement += fused.disagreement[is_case].double().sum().item()
+        count += int(is_case.sum())
     return {
         **join_scores(scores).metrics(),
         "agreement": dict(zip(teachers, (sums["agreement"] / count).tolist(), strict=True)),

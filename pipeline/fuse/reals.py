@@ -11,29 +11,39 @@ from pipeline.fusion.real import RealTarget
 from pipeline.fusion.target import Rows, in_slices
 from pipeline.store import ArraySpec
 from pipeline.store.codecs import Codec
-from pipeline.store.fields import MEAN, VARIANCE, encode_field, field_specs, target_specs
-from pipeline.tasks import Task
-
-FIELDS = {MEAN: "real", VARIANCE: "real"}
+from pipeline.store.fields import MEAN, VARIANCE, Output, encode_field
 
 
-def specs(codec: Codec, num_outputs: int, splits: tuple[str, ...]) -> dict[str, ArraySpec]:
-    """Return the arrays of the targets, and of what is true of the rows."""
-    found = {name: spec for each in FIELDS for name, spec in field_specs(each, codec, (num_outputs,), splits).items()}
-    return found | target_specs(codec, num_outputs)
+def specs(prefix: str, output: Output, splits: tuple[str, ...]) -> dict[str, ArraySpec]:
+    """Return the arrays of the targets at an output."""
+    return {name: spec for each in (MEAN, VARIANCE) for name, spec in output.specs(prefix + each, splits).items()}
 
 
 def encoded(target: RealTarget, outputs: Outputs, codec: Codec) -> tuple[dict[str, Tensor], Tensor]:
-    """Return what a store keeps of a few rows' targets, and what its codec's error is measured on: [n, P]."""
+    """Return what a store keeps of a few rows' targets, and what its codec's error is measured on: [n, ..., P]."""
     assert outputs.keys is not None
-    fused = target.fuse(outputs)
-    tensors = encode_field(MEAN, codec, fused.mean, outputs.keys)
-    tensors |= encode_field(VARIANCE, codec, fused.variance, outputs.keys)
-    return {**tensors, "weights": fused.weights.half(), "disagreement": fused.disagreement}, fused.mean
+    leading = outputs.logits.shape[1:-1]
+    fused = target.fuse(as_cases(outputs))
+    mean, variance = (each.reshape(*leading, -1) for each in (fused.mean, fused.variance))
+    tensors = encode_field(MEAN, codec, mean, outputs.keys)
+    tensors |= encode_field(VARIANCE, codec, variance, outputs.keys)
+    tensors["weights"] = fused.weights.half().reshape(*leading, -1)
+    return {**tensors, "disagreement": fused.disagreement.reshape(leading)}, mean
 
 
-def score(target: RealTarget, task: Task, rows: Iterable[Rows], teachers: Sequence[str]) -> dict[str, Any]:
-    """Return the figures of a fitted target on blocks of rows, in the unit of what is asked for.
+def as_cases(outputs: Outputs) -> Outputs:
+    """Return rows of several cases, such as the cells of a picture, with a row for each case: [T, B * ..., P]."""
+    if outputs.logits.ndim == 3:
+        return outputs
+    assert outputs.targets is not None
+    count = outputs.logits[0, ..., 0].numel()
+    return Outputs(
+        outputs.logits.flatten(1, -2), torch.zeros(count, dtype=torch.int64), targets=outputs.targets.flatten(0, -2)
+    )
+
+
+def score(target: RealTarget, rows: Iterable[Rows], teachers: Sequence[str]) -> dict[str, Any]:
+    """Return the figures of a fitted target on blocks of rows, those that it is judged by.
 
     Also how it treats each teacher: its mean weight, and its `distance`, the root of the mean squared difference in
     standard units.
@@ -41,7 +51,7 @@ def score(target: RealTarget, task: Task, rows: Iterable[Rows], teachers: Sequen
     means, truths, sums = list[Tensor](), list[Tensor](), torch.zeros(2, len(teachers), dtype=torch.float64)
     disagreement, count = 0.0, 0
     for block in rows:
-        for outputs in in_slices(block):
+        for outputs in map(as_cases, in_slices(block)):
             fused = target.fuse(outputs)
             assert outputs.targets is not None
             means.append(fused.mean)
@@ -52,7 +62,7 @@ def score(target: RealTarget, task: Task, rows: Iterable[Rows], teachers: Sequen
             count += len(outputs)
     weights, squares = (sums / count).tolist()
     return {
-        **task.metrics(torch.cat(means), torch.cat(truths)),
+        **target.metrics(torch.cat(means), torch.cat(truths)),
         "distance": {name: square**0.5 for name, square in zip(teachers, squares, strict=True)},
         "disagreement": disagreement / count,
         "mean_weights": dict(zip(teachers, weights, strict=True)),

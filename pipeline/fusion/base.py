@@ -53,6 +53,11 @@ class Outputs:
         """C."""
         return self.logits.shape[-1]
 
+    @property
+    def num_values(self) -> int:
+        """The numbers that each teacher says of a row."""
+        return math.prod(self.logits.shape[2:])
+
     def __getitem__(self, rows: slice | Tensor) -> "Outputs":
         """Return some of the rows."""
         chosen = rows if isinstance(rows, slice) else rows.numpy()

@@ -181,7 +181,7 @@ class Rows(Protocol):
     def num_teachers(self) -> int: ...
 
     @property
-    def num_classes(self) -> int: ...
+    def num_values(self) -> int: ...
 
     def __len__(self) -> int: ...
 
@@ -190,7 +190,7 @@ class Rows(Protocol):
 
 def in_slices(rows: Rows) -> Iterator[Outputs]:
     """Yield rows, as few at a time as fit into the cache."""
-    size = max(1, FUSED_TOGETHER // (rows.num_teachers * rows.num_classes))
+    size = max(1, FUSED_TOGETHER // (rows.num_teachers * rows.num_values))
     return (rows[start : start + size] for start in range(0, len(rows), size))
 
 

@@ -17,7 +17,8 @@ from pipeline.joined import calibrated, check_together
 from pipeline.loader.proof import Identified, check_rows_of, open_replayer
 from pipeline.loader.sources import Resident, Rows, Streamed
 from pipeline.store import Store, TargetStore, TeacherStore
-from pipeline.store.fields import MEAN, VARIANCE
+from pipeline.store.fields import MEAN, SENTENCE, VARIANCE, prefix_of
+from pipeline.translation.vocabulary import NO_ANSWER, PAD, forced
 from pipeline.views import Batch, Replayer, ViewLoader
 from pipeline.views.draws import permutation
 
@@ -32,7 +33,8 @@ class Reading:
     `targets` at a temperature, with the teachers' `weights` where asked; the logits of `teachers`, divided by their
     fitted temperatures when `calibrate`; `features`: a layer's of several teachers, in the order of the weights, with
     `negatives` more rows a step drawn from anywhere in the store. Top-k logits share the mass that was left out evenly;
-    random draws are refused, for only what is linear in them is right on average.
+    random draws are refused, for only what is linear in them is right on average. Of a store of sentences the inputs
+    show, and the labels are, the sentence that was chosen; with `references`, the true one where it may be seen.
     """
 
     targets: TargetStore | None = None
@@ -42,6 +44,7 @@ class Reading:
     calibrate: bool = True
     features: Mapping[str, tuple[TeacherStore, ...]] = field(default_factory=dict)
     negatives: int = 0
+    references: bool = False
 
     def stores(self) -> list[Store]:
         """Return the stores it reads, each once."""
@@ -53,8 +56,7 @@ class Reading:
         """Return the fields it reads, each once. Raises: StillroomError where a store has none at its temperature."""
         found: list[tuple[Store, str]] = []
         if self.targets is not None:
-            found.append((self.targets, self.targets.field_at(self.temperature)))
-            found += [(self.targets, VARIANCE)] if self.targets.is_real else []
+            found += [(self.targets, name) for name in _fused_fields(self.targets, self.temperature)]
             found += [(self.targets, WEIGHTS)] if self.weights else []
         found += [(store, LOGITS) for store in self.teachers]
         for layer, stores in self.features.items():
@@ -82,6 +84,13 @@ class Reading:
         """Return what all of it takes in memory, as stored."""
         return sum(store.field_bytes(name, split) for store, name in self.fields())
 
+    def _written(self, batch: Batch, sentences: Tensor) -> dict[str, Tensor]:
+        """Return inputs and labels that teach sentences: int64 [B, L], PAD behind the end."""
+        labels = torch.where(sentences == PAD, NO_ANSWER, sentences)
+        if self.references:
+            labels = torch.where((batch.labels >= 0).any(1, keepdim=True), batch.labels, labels)
+        return {"inputs": torch.stack([batch.inputs[:, 0], forced(labels)], dim=1), "labels": labels}
+
     def frame(self, split: str, budget: int = BUDGET) -> int | None:
         """Return the rows that stream together, None where all of it fits in memory.
 
@@ -99,7 +108,12 @@ class Reading:
     def joined(self, batch: Batch, others: np.ndarray, source: "Sources") -> Batch:
         """Return the batch with what is read of its rows; `others` are the positions of the negatives."""
         rows: dict[str, object] = {}
-        if self.targets is not None and self.targets.is_real:
+        if self.targets is not None and self.targets.is_of_sentences:
+            rows |= self._written(batch, source.dense(self.targets, SENTENCE, batch).long())
+        elif self.targets is not None and len(self.targets.outputs) > 1:
+            names = _fused_fields(self.targets, self.temperature)
+            rows["fused"] = {name: source.of(self.targets, name, batch) for name in names}
+        elif self.targets is not None and self.targets.is_real:
             rows["target_mean"] = source.dense(self.targets, MEAN, batch)
             rows["target_variance"] = source.dense(self.targets, VARIANCE, batch)
         elif self.targets is not None:
@@ -115,6 +129,17 @@ class Reading:
             away = replace(batch, positions=others[: self.negatives])  # the company may want more of them
             rows["negatives"] = {layer: source.features(each, layer, away) for layer, each in self.features.items()}
         return replace(batch, **rows)  # type: ignore[arg-type]
+
+
+def _fused_fields(targets: TargetStore, temperature: float) -> list[str]:
+    """Return the fields of a target store that a loss at this temperature learns from: of every output."""
+    if targets.is_of_sentences:
+        return [SENTENCE]
+    names = []
+    for name, output in targets.outputs.items():
+        names.append(targets.at(name).field_at(temperature))
+        names += [prefix_of(targets.outputs, name) + VARIANCE] if output.codec.is_real else []
+    return names
 
 
 def having(stores: Sequence[TeacherStore], layer: str) -> list[TeacherStore]:

@@ -1,7 +1,10 @@
-"""Ensembles as students: what is known of a row is known of each member's answer to it."""
+"""Several answers a row: of an ensemble's members, to each of which all that is known of the row applies, or of a row's
+own cases, such as the words of a sentence, of which each has a label of its own.
+"""
 
 from typing import overload
 
+import torch
 from torch import Tensor
 
 
@@ -19,6 +22,18 @@ def for_members(logits: Tensor, rows: Tensor | None) -> Tensor | None:
 def for_member_targets(outputs: Tensor, rows: Tensor) -> Tensor:
     """Return rows' numbers so that they broadcast over members, where outputs are [B, M, P]: [B, P] -> [B, 1, P]."""
     return rows if rows.ndim == outputs.ndim else rows.unsqueeze(1)
+
+
+def of_rows(cases: Tensor, labels: Tensor) -> Tensor:
+    """Return each row's share of its cases' loss: [B, ...] and labels [B, ...], -1 where no case is -> [B].
+
+    Over a batch it is the mean of all cases: each word of a batch counts alike, whatever sentence it stands in.
+    """
+    if labels.ndim == 1:
+        return cases
+    is_case = labels >= 0
+    share = len(labels) / is_case.sum().clamp(min=1)
+    return torch.where(is_case, cases, 0.0).flatten(1).sum(1) * share
 
 
 def mean_of_members(cases: Tensor, rows: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from pipeline.models.taps import FeatureTap, feature_widths
 from pipeline.models.tree import SoftTree
 from pipeline.models.zoo import (
     CODE_MODELS,
+    DETECTORS,
     ESTIMATORS,
     GENERATORS,
     KINDS,
@@ -15,13 +16,17 @@ from pipeline.models.zoo import (
     READS,
     REGRESSORS,
     SERIES_MODELS,
+    TRANSLATORS,
     WORD_MODELS,
+    WRITERS,
+    ZOO,
     check_reads,
     count_parameters,
 )
 
 __all__ = [
     "CODE_MODELS",
+    "DETECTORS",
     "ESTIMATORS",
     "GENERATORS",
     "KINDS",
@@ -30,7 +35,10 @@ __all__ = [
     "READS",
     "REGRESSORS",
     "SERIES_MODELS",
+    "TRANSLATORS",
     "WORD_MODELS",
+    "WRITERS",
+    "ZOO",
     "FeatureTap",
     "JoinedMembers",
     "Members",

@@ -54,14 +54,16 @@ def build_model(
     where: str = "model",
     takes_regressors: bool = False,
     is_real: bool = False,
+    out_shape: tuple[int, ...] | None = None,
     **options: Any,
 ) -> Any:
     """Return the nn.Module (weights drawn from torch's generator) or the scikit-learn estimator that `spec` names.
 
-    `in_shape` is that of one sample's input: (C, H, W) of a picture, (L,) of words, (D,) of a vector, () of a text. An
-    estimator is a classifier, or also a regressor where the caller takes them; where real numbers are asked for, it is
-    a regressor, one for each number. Raises StillroomError for an unknown
-    name or option, inputs that the model can't read, a builder that fails, and one that returns something else.
+    `in_shape` is that of one sample's input: (C, H, W) of a picture, (L,) of words, (D,) of a vector, () of a text;
+    `out_shape` that of its outputs, (num_classes,) by default. An estimator is a classifier, or also a regressor where
+    the caller takes them; where real numbers are asked for, it is a regressor, one for each number.
+    Raises StillroomError for an unknown name or option, inputs that the model can't read, a builder that fails, and one
+    that returns something else.
     """
     builder = find_builder(spec, where)
     if faults := option_faults(spec, builder, options, where):
@@ -83,7 +85,7 @@ def build_model(
             "estimator with fit and predict_proba; return one of these"
         )
     if isinstance(model, nn.Module):
-        check_outputs(model, num_classes=num_classes, in_shape=in_shape, where=where)
+        check_outputs(model, shape=out_shape or (num_classes,), in_shape=in_shape, where=where)
     return model
 
 

@@ -27,8 +27,8 @@ def zeros_for(model: nn.Module, rows: int, in_shape: tuple[int, ...]) -> Tensor:
     return torch.zeros(rows, *in_shape, device=some.device, dtype=some.dtype)
 
 
-def check_outputs(model: nn.Module, *, num_classes: int, in_shape: tuple[int, ...], where: str) -> None:
-    """Raise StillroomError unless the model answers inputs of this shape with one logit a class."""
+def check_outputs(model: nn.Module, *, shape: tuple[int, ...], in_shape: tuple[int, ...], where: str) -> None:
+    """Raise StillroomError unless the model answers inputs of this shape with outputs of `shape`: (C,) of classes."""
     if not in_shape:
         raise StillroomError(
             f"{where}: a {type(model).__name__} reads numbers; found texts; choose a model that reads text, or have it "
@@ -43,11 +43,14 @@ def check_outputs(model: nn.Module, *, num_classes: int, in_shape: tuple[int, ..
             f"{where}: fails on {inputs} of shape {in_shape} ({type(error).__name__}: {str(error).splitlines()[0]}); "
             "expected logits; choose another model, or data.size"
         ) from error
-    if not isinstance(logits, Tensor) or logits.ndim != 2:
+    if not isinstance(logits, Tensor) or logits.ndim != 1 + len(shape):
         found = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-        raise StillroomError(f"{where}: answers with {found}; expected logits (B, {num_classes}); return these alone")
-    if logits.shape[1] != num_classes:
+        wanted = ", ".join(map(str, ("B", *shape)))
+        raise StillroomError(f"{where}: answers with {found}; expected logits ({wanted}); return these alone")
+    if logits.shape[1:] != shape:
         raise StillroomError(
-            f"{where}: answers with {logits.shape[1]} classes; expected {num_classes}, those of the data; "
+            f"{where}: answers with {logits.shape[-1]} classes; expected {shape[-1]}, those of the data; "
             "have the builder take num_classes"
+            if len(shape) == 1
+            else f"{where}: answers with {tuple(logits.shape[1:])} a row; expected {shape}; name a model for such data"
         )

@@ -2,7 +2,8 @@
 
 MODELS map pictures [B, C, H, W] to logits [B, num_classes] (the perceptron any numbers [B, ...]), WORD_MODELS hashed
 words [B, L], SERIES_MODELS series [B, L, D], CODE_MODELS codes [B, L]; GENERATORS
-map noise and a class [B, D] to pictures [B, num_classes]. A builder takes `num_classes`, `in_shape`, the
+map noise and a class [B, D] to pictures [B, num_classes]; DETECTORS map pictures to cells [B, G, W], TRANSLATORS pairs
+[B, 2, L] to pieces [B, L, num_classes]. A builder takes `num_classes`, `in_shape`, the
 shape of one sample's input, and its own options, all by keyword. Its last nn.Linear is the classifier, so that the
 features a student can be taught are that layer's input. KINDS are built alike, but answer in other ways: ensembles in
 one module (`pipeline.models.ensembles.Members`), and a soft decision tree. ESTIMATORS build scikit-learn's classifiers,
@@ -16,6 +17,7 @@ from torch import nn
 
 from pipeline.errors import StillroomError
 from pipeline.models.conv import mobile_small, resnet_small, vgg_small
+from pipeline.models.detectors import plain_detector, residual_detector
 from pipeline.models.ensembles import batch_ensemble, ensemble, hydra
 from pipeline.models.generators import flow, generator
 from pipeline.models.mlp import mlp
@@ -33,9 +35,11 @@ from pipeline.models.table_estimators import (
     ridge,
 )
 from pipeline.models.text_estimators import tfidf_bayes, tfidf_logistic, tfidf_svm, vader
+from pipeline.models.translator import translator
 from pipeline.models.tree import soft_tree
 from pipeline.models.vit import vit_small
 from pipeline.models.words import embedding_bag, word_cnn, word_transformer
+from pipeline.translation.apertium import Apertium
 
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "mlp": mlp,
@@ -51,6 +55,11 @@ WORD_MODELS: dict[str, Callable[..., nn.Module]] = {
 }
 SERIES_MODELS: dict[str, Callable[..., nn.Module]] = {"gru": gru, "temporal_cnn": temporal_cnn}
 CODE_MODELS: dict[str, Callable[..., nn.Module]] = {"factorisation": factorisation, "two_tower": two_tower}
+DETECTORS: dict[str, Callable[..., nn.Module]] = {
+    "plain_detector": plain_detector,
+    "residual_detector": residual_detector,
+}
+TRANSLATORS: dict[str, Callable[..., nn.Module]] = {"translator": translator}
 GENERATORS: dict[str, Callable[..., nn.Module]] = {"flow": flow, "generator": generator}
 NETWORKS = MODELS | WORD_MODELS | SERIES_MODELS | CODE_MODELS  # what an ensemble can be made of
 KINDS: dict[str, Callable[..., nn.Module]] = {
@@ -76,7 +85,10 @@ REGRESSORS: dict[str, Callable[..., Any]] = {  # estimators of real numbers
     "boosted_numbers": boosted_numbers,
     "as_read": as_read,
 }
-ZOO: dict[str, Callable[..., Any]] = NETWORKS | GENERATORS | KINDS | ESTIMATORS | REGRESSORS
+WRITERS: dict[str, Callable[..., Any]] = {"apertium": Apertium}  # rules that write whole sentences
+ZOO: dict[str, Callable[..., Any]] = (
+    NETWORKS | DETECTORS | TRANSLATORS | GENERATORS | KINDS | ESTIMATORS | REGRESSORS | WRITERS
+)
 
 READS = {  # ensembles read what their network does, and the prior whatever there is
     **dict.fromkeys(("mlp", "soft_tree", "forest", "boosting", "logistic", *REGRESSORS), "numbers"),
@@ -85,6 +97,8 @@ READS = {  # ensembles read what their network does, and the prior whatever ther
     **dict.fromkeys(SERIES_MODELS, "series"),
     **dict.fromkeys(CODE_MODELS, "codes"),
     **dict.fromkeys(GENERATORS, "noise"),
+    **dict.fromkeys(DETECTORS, "pictures"),
+    **dict.fromkeys(TRANSLATORS, "pairs"),
     **dict.fromkeys(("tfidf_logistic", "tfidf_svm", "tfidf_bayes", "vader"), "text"),
 }
 SHAPES = {  # how each is told, and how many axes a sample of it has
@@ -93,6 +107,7 @@ SHAPES = {  # how each is told, and how many axes a sample of it has
     "words": ("words [L]", (1,)),
     "codes": ("codes [L]", (1,)),
     "noise": ("noise and a class [D]", (1,)),
+    "pairs": ("pairs of texts [2, L]", (2,)),
     "series": ("series [L, D], or pictures [C, H, W] whose width is time", (2, 3)),
     "text": ("texts ()", (0,)),
 }

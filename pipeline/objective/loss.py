@@ -17,7 +17,7 @@ from pipeline.errors import StillroomError
 from pipeline.features import FeatureEntry, FeatureTerm, StudentTap
 from pipeline.features.base import FeatureRows
 from pipeline.losses import Hypergradient, Targets, distillation_loss, make_alpha
-from pipeline.losses.members import for_members, mean_of_members
+from pipeline.losses.members import for_members, mean_of_members, of_rows
 from pipeline.models import FeatureTap
 from pipeline.models.taps import PENULTIMATE
 from pipeline.objective.following import Followed
@@ -85,13 +85,15 @@ class Objective(nn.Module):
         return self._kind, type(self.rule), repr(words)
 
     def forward(self, logits: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss of each row and its parts: [B, C] or [B, M, C] -> [B]."""
+        """Return the loss of each row and its parts: [B, C], [B, M, C], or [B, ..., C] of several cases -> [B]."""
         if self._kind is None:
             loss, parts = label_loss(logits, batch, smoothing=self._smoothing)
             targets = None
         else:
             targets = targets_of(batch, self.temperature)
             loss, parts = self.distil(logits, targets, batch)
+            loss = of_rows(loss, batch.labels)
+            parts = {name: of_rows(part, batch.labels) for name, part in parts.items()}
         added, compared = self.features(logits, batch, targets)
         return loss + added, parts | compared
 

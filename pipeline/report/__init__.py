@@ -1,7 +1,7 @@
 """Reports: rows for machines, one self-contained page for people. Knows values and manifests, no recipe."""
 
 from pipeline.report.choices import LossTable, SweepTable, ensemble_tables, listed, loss_table, sweep_table
-from pipeline.report.contents import Report, Sample
+from pipeline.report.contents import Report, Sample, Written
 from pipeline.report.facts import facts
 from pipeline.report.overview import Outcome, overview, render_overview
 from pipeline.report.page import is_current, render, sources_digest
@@ -37,6 +37,7 @@ __all__ = [
     "SweepTable",
     "Teaching",
     "Tree",
+    "Written",
     "ensemble_tables",
     "facts",
     "fusion_part",

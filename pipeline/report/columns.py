@@ -1,4 +1,4 @@
-"""Which figures models are compared by, and how people read them: those of classes, of real numbers, of pictures."""
+"""Which figures models are compared by, and how people read them, whatever was asked for."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,11 +23,22 @@ class Column:
         return f"{unit} {title}".strip()
 
 
+Steered = Mapping[str, tuple[str, float]]  # the two figures of learning curves: how each is told, and scaled
+
+
 @dataclass(frozen=True)
 class Figures:
-    """What a table shows: the `main` figure first, `second` beside it where differences are told."""
+    """What a table shows: the `main` figure first, `second` beside it where differences are told.
+
+    `steered` are the two figures on calibration rows that learning curves show; `note` what people are told of all.
+    Rows that have a value of `told_by` are judged by these.
+    """
 
     columns: tuple[Column, ...]
+    second_name: str
+    steered: Steered
+    told_by: str
+    note: str = ""
 
     @property
     def main(self) -> Column:
@@ -37,17 +48,17 @@ class Figures:
     @property
     def second(self) -> Column:
         """The other one that differences are told of."""
-        return next(column for column in self.columns if column.name in ("nll", "mae", "class_agreement"))
+        return next(column for column in self.columns if column.name == self.second_name)
 
     @property
     def are_real(self) -> bool:
-        """Whether they are of real numbers."""
-        return self is not CLASSES
+        """Whether they are of real numbers, in the unit of what is asked for."""
+        return self.told_by in ("rmse", "frechet")
 
     @property
-    def are_draws(self) -> bool:
-        """Whether they are of pictures, or other numbers of which many would do."""
-        return self is DRAWS
+    def are_of_classes(self) -> bool:
+        """Whether they are of one class a row."""
+        return self is CLASSES
 
     @property
     def better(self) -> str:
@@ -57,13 +68,17 @@ class Figures:
         return f"{words[0].upper()}{words[1:]} is better"
 
 
+NLL = Column("nll", "NLL, nats", 1, 3, "nats", True)
 CLASSES = Figures(
     (
         Column("accuracy", "accuracy, %", 100, 2, "points", False),
         Column("f1", "macro F1, %", 100, 2, "points", False),
-        Column("nll", "NLL, nats", 1, 3, "nats", True),
+        NLL,
         Column("ece", "ECE, %", 100, 1, "points", True),
-    )
+    ),
+    "nll",
+    {"nll": ("NLL on calibration rows, nats", 1), "accuracy": ("Accuracy on calibration rows, %", 100)},
+    "accuracy",
 )
 REALS = Figures(
     (
@@ -71,13 +86,13 @@ REALS = Figures(
         Column("mae", "MAE", 1, 1, "of MAE", True),
         Column("skill", "skill, %", 100, 1, "points", False),
         Column("r2", "R²", 1, 3, "of R²", False),
-    )
-)
-MORE = (  # where rows have them
-    Column("auroc", "AUROC", 1, 3, "of AUROC", False),
-    Column("group_gap", "gap between groups, %", 100, 1, "points", True),
-    Column("ndcg10", "NDCG@10", 1, 3, "of NDCG", False),
-    Column("coverage10", "coverage@10, %", 100, 1, "points", False),
+    ),
+    "mae",
+    {
+        "mse": ("Squared error on calibration rows, standard units", 1),
+        "mae": ("Absolute error on calibration rows, standard units", 1),
+    },
+    "rmse",
 )
 DRAWS = Figures(
     (
@@ -85,17 +100,57 @@ DRAWS = Figures(
         Column("class_agreement", "class agreement, %", 100, 1, "points", False),
         Column("energy", "energy distance", 1, 3, "of energy distance", True),
         Column("rmse", "RMSE", 1, 3, "of RMSE", True),
-    )
+    ),
+    "class_agreement",
+    {
+        "energy": ("Energy distance on calibration rows", 1),
+        "mse": ("Squared error on calibration rows, standard units", 1),
+    },
+    "frechet",
+    "Fréchet distance: between features that the judge has of made and of real test pictures; class agreement: how "
+    "often the judge sees the class that was asked for; energy distance: between made and real pixels; RMSE: to one "
+    "real picture of the class, to which a blur is nearer than any picture.",
 )
-ALL = tuple(dict.fromkeys(column.name for figures in (CLASSES, REALS, DRAWS) for column in figures.columns))
+BOXES = Figures(
+    (
+        Column("ap", "AP, %", 100, 2, "points", False),
+        Column("ap50", "AP50, %", 100, 2, "points", False),
+        NLL,
+    ),
+    "ap50",
+    {"loss": ("Loss on calibration rows", 1), "accuracy": ("Objects' cells of the right class, %", 100)},
+    "ap",
+    "AP: average precision of the boxes found, mean over classes and over overlaps of 50 to 95 % with the true ones; "
+    "AP50: at 50 %; NLL: of the class of a cell, of which most are background.",
+)
+SENTENCES = Figures(
+    (
+        Column("chrf", "chrF, %", 100, 2, "points", False),
+        Column("bleu", "BLEU, %", 100, 2, "points", False),
+        NLL,
+        Column("accuracy", "next piece, %", 100, 1, "points", False),
+    ),
+    "bleu",
+    {"nll": ("NLL of a piece on calibration rows, nats", 1), "accuracy": ("Next piece right, %", 100)},
+    "chrf",
+    "chrF and BLEU: of whole sentences as each writes them by itself, against the reference; NLL and next piece: of "
+    "one piece after the true ones before it. Fused targets of pieces write no sentences, and sentences have no NLL.",
+)
+KINDS = (DRAWS, BOXES, SENTENCES, REALS, CLASSES)  # rows are judged by the first whose figure they have
+MORE = (  # where rows have them
+    Column("words_per_second", "words/s", 1, 0, "words/s", False),
+    Column("auroc", "AUROC", 1, 3, "of AUROC", False),
+    Column("group_gap", "gap between groups, %", 100, 1, "points", True),
+    Column("ndcg10", "NDCG@10", 1, 3, "of NDCG", False),
+    Column("coverage10", "coverage@10, %", 100, 1, "points", False),
+)
+ALL = tuple(dict.fromkeys(column.name for figures in reversed(KINDS) for column in figures.columns))
 
 
 def figures_of(rows: Iterable[Mapping[str, Any]]) -> Figures:
     """Return the figures that rows of `results.json` have."""
     rows = list(rows)
-    if any(row.get("frechet") is not None for row in rows):
-        return DRAWS
-    return REALS if any(row.get("rmse") is not None for row in rows) else CLASSES
+    return next((each for each in KINDS if any(row.get(each.told_by) is not None for row in rows)), CLASSES)
 
 
 def more_of(rows: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:

@@ -17,6 +17,16 @@ from pipeline.report.tree import Tree
 Sample = np.ndarray | str  # what is shown of a row: a picture uint8 [C, H, W], or a record in words
 
 
+@dataclass(frozen=True)
+class Written:
+    """A test row of a text: what it is, what it should become, and what each model makes of it, after its kind."""
+
+    position: int
+    text: str
+    reference: str
+    answers: Sequence[tuple[str, str, str]]  # name, kind, text
+
+
 @dataclass(frozen=True, eq=False)
 class Report:
     """Everything a page is made of.
@@ -26,7 +36,7 @@ class Report:
     train rows. `samples` and `train_samples` return what is shown of test positions, and of train positions as view 0
     has them. `strategies` are the details of a league's manifest. Students of `sweeps` have rows as others do. Of real
     numbers there are no members; `errors` hold the rmse of each number, in `unit`, by model, after its kind; where they
-    are pictures, a `grid` shows some.
+    are pictures, a `grid` shows some; of sentences some are `written` out.
     """
 
     recipe: str
@@ -52,6 +62,7 @@ class Report:
     errors: Mapping[str, tuple[str, Sequence[float]]] = field(default_factory=dict)
     unit: str = ""
     grid: Grid | None = None
+    written: Sequence[Written] = ()
 
     @property
     def rows(self) -> list[dict[str, Any]]:

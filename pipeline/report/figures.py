@@ -17,7 +17,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from pipeline.metrics import Interval
-from pipeline.report.columns import CLASSES, Column
+from pipeline.report.columns import CLASSES, Column, Steered
 from pipeline.report.numbers import MINUS, number
 from pipeline.report.summary import BASELINES, BreakEven, Difference, Entry
 
@@ -115,23 +115,9 @@ def _bar(axes: Axes, place: int, interval: Interval, colour: str, scale: float) 
 
 
 Seeds = Sequence[Sequence[Mapping[str, float]]]  # a history each
-STEERED = {  # what the two panels of learning curves show, and how it is scaled
-    "nll": ("NLL on calibration rows, nats", 1),
-    "accuracy": ("Accuracy on calibration rows, %", 100),
-}
-STEERED_REALS = {
-    "mse": ("Squared error on calibration rows, standard units", 1),
-    "mae": ("Absolute error on calibration rows, standard units", 1),
-}
 
 
-STEERED_DRAWS = {
-    "energy": ("Energy distance on calibration rows", 1),
-    "mse": ("Squared error on calibration rows, standard units", 1),
-}
-
-
-def learning_curves(histories: Mapping[str, Seeds], shown: Mapping[str, tuple[str, float]] = STEERED) -> bytes:
+def learning_curves(histories: Mapping[str, Seeds], shown: Steered = CLASSES.steered) -> bytes:
     """Return two figures on calibration rows by step: role -> a history a seed; line mean, band all seeds."""
     with matplotlib.rc_context(STYLE):
         figure = new_figure(3.1)

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from pipeline.metrics import Interval, PairedInterval
-from pipeline.report.columns import CLASSES, DRAWS, REALS, Column
+from pipeline.report.columns import BOXES, CLASSES, DRAWS, REALS, SENTENCES, Column
 from pipeline.report.page import template
 from pipeline.report.summary import BASELINES, Entry, Row, differences, league
 
 HARD_LABELS = "hard_labels"
-MAINS = (CLASSES.main, DRAWS.main, *REALS.columns)  # a recipe is judged by the first that its rows have
+MAINS = (DRAWS.main, BOXES.main, SENTENCES.main, CLASSES.main, *REALS.columns)  # the first that its rows have
 
 
 @dataclass(frozen=True)

@@ -115,14 +115,12 @@ def _figures(report: Report, entries: Sequence[Entry], found: Sequence[Any], eve
     ordered = [entry for group in _grouped(entries).values() for entry in group]
     shown = figures_of(part.row for part in report.listed)
     made: dict[str, Any] = {"comparison": figures.comparison(ordered, found, shown.main)}
-    real = figures.STEERED_DRAWS if shown.are_draws else figures.STEERED_REALS
-    steered = real if shown.are_real else figures.STEERED
     if report.errors:
         made["errors"] = figures.by_output(report.errors, report.classes, report.unit)
     if report.grid is not None:
         made["grid"] = pictures.drawn(report.grid)
     histories = list(_histories(report.listed).items())[:MOST_CURVES]
-    made["curves"] = {name: figures.learning_curves(roles, steered) for name, roles in histories}
+    made["curves"] = {name: figures.learning_curves(roles, shown.steered) for name, roles in histories}
     if len(members) > 1:
         made["agreement"] = matrices.agreement_matrix(members)
     if members:

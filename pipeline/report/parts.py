@@ -22,7 +22,8 @@ from pipeline.real_metrics import skill
 
 METRICS = ("accuracy", "precision", "recall", "f1", "nll", "ece", "brier")
 REAL_METRICS = ("mae", "rmse", "r2")
-OF_DRAWS = ("energy",)  # beside those of real numbers
+BOX_METRICS = ("loss", "nll", "accuracy", "mae")
+BESIDE = ("energy", "chrf", "bleu")  # those of draws beside real numbers' own, of sentences beside pieces'
 STUDENT = "student"
 MOST_AREAS = 100  # classes, each of which sorts all rows
 
@@ -163,8 +164,8 @@ def with_figures(part: Part, figures: Mapping[str, float]) -> Part:
     return replace(part, row={**part.row, **figures})
 
 
-def student_answers(folder: Path, split: str = "test", *, are_real: bool = False) -> Tensor:
-    """Return a student's answers on held-out rows, log-probabilities unless they `are_real`: float32 [N, C].
+def student_answers(folder: Path, split: str = "test", *, as_kept: bool = False) -> Tensor:
+    """Return a student's answers on held-out rows, log-probabilities [N, C] unless they are wanted `as_kept`: float32.
 
     Raises CorruptBlockError.
     """
@@ -175,7 +176,7 @@ def student_answers(folder: Path, split: str = "test", *, are_real: bool = False
             f"delete {folder} and run 'stillroom distill' again"
         )
     found = load_file(path)[split].float()
-    return found if are_real else found.log_softmax(-1)
+    return found if as_kept else found.log_softmax(-1)
 
 
 def results(recipe: str, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -188,8 +189,9 @@ def _row(
     manifest: Manifest, kind: str, name: str, scores: Mapping[str, float], seed: int | None, params: int | None
 ) -> dict[str, Any]:
     head = {"name": name, "kind": kind, "split": "test", "seed": seed, "params": params}
-    figures = {metric: scores.get(metric) for metric in (REAL_METRICS if "rmse" in scores else METRICS)}
-    more = {metric: scores[metric] for metric in OF_DRAWS if metric in scores}
+    own = REAL_METRICS if "rmse" in scores else BOX_METRICS if "loss" in scores else METRICS
+    figures = {metric: scores.get(metric) for metric in own}
+    more = {metric: scores[metric] for metric in BESIDE if metric in scores}
     return {**head, **figures, **more, "agreement": None, "fingerprint": manifest.fingerprint}
 
 

@@ -8,11 +8,13 @@ import numpy as np
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Pictures uint8 [rows, columns, H, W]: a row a class, a column a model."""
+    """Pictures uint8 [rows, columns, H, W] or, in colour, [rows, columns, 3, H, W]: a column a model."""
 
     rows: Sequence[str]
     columns: Sequence[str]
     pictures: np.ndarray
+    title: str
+    note: str
 
 
 def drawn(grid: Grid) -> bytes:
@@ -21,12 +23,13 @@ def drawn(grid: Grid) -> bytes:
 
     from pipeline.report.figures import STYLE, as_png, new_figure, shortened
 
-    height, width = grid.pictures.shape[2:]
-    sheet = grid.pictures.transpose(0, 2, 1, 3).reshape(len(grid.rows) * height, len(grid.columns) * width)
+    pictures = grid.pictures if grid.pictures.ndim == 5 else grid.pictures[:, :, None]
+    *_, depth, height, width = pictures.shape
+    sheet = pictures.transpose(0, 3, 1, 4, 2).reshape(len(grid.rows) * height, len(grid.columns) * width, depth)
     with matplotlib.rc_context(STYLE):
-        figure = new_figure(0.9 + 0.62 * len(grid.rows))
+        figure = new_figure(0.9 + 6.2 * len(grid.rows) / max(10, len(grid.columns)))
         axes = figure.subplots()
-        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        axes.imshow(sheet, cmap="gray", vmin=0, vmax=255, interpolation="nearest" if depth == 1 else "antialiased")
         names = [shortened(name, 18) for name in grid.columns]
         axes.set_xticks((np.arange(len(names)) + 0.5) * width - 0.5, names, rotation=30, ha="left")
         axes.set_yticks((np.arange(len(grid.rows)) + 0.5) * height - 0.5, grid.rows)

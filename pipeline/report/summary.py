@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.metrics import Interval, PairedInterval, mean_interval, paired_interval
 from pipeline.report import numbers
-from pipeline.report.columns import ALL, figures_of
+from pipeline.report.columns import ALL, Column, figures_of
 
 BASELINES = {"hard_labels": "hard labels", "best_single": "best single teacher", "uniform_mean": "uniform mean"}
 DISHONEST = "fitted on training rows"
@@ -63,6 +63,7 @@ class Difference:
     baseline: str
     seeds: int
     intervals: Mapping[str, PairedInterval]
+    main: Column
 
     @property
     def title(self) -> str:
@@ -72,9 +73,7 @@ class Difference:
     @property
     def verdict(self) -> str:
         """What the interval of the main figure, accuracy or error, allows to say."""
-        main = self.intervals.get("accuracy", self.intervals.get("rmse"))
-        assert main is not None
-        sign = 1 if "accuracy" in self.intervals else -1
+        main, sign = self.intervals[self.main.name], -1 if self.main.less_is_better else 1
         if sign * main.low > 0 and sign * main.high > 0:
             return "Distilling made it more accurate."
         if sign * main.low < 0 and sign * main.high < 0:
@@ -146,7 +145,7 @@ def _difference(student: Entry, baseline: Entry) -> Difference | None:
     known = [name for name in ALL if all(row.get(name) is not None for s in seeds for row in (mine[s], theirs[s]))]
     pairs = {name: ([mine[s][name] for s in seeds], [theirs[s][name] for s in seeds]) for name in known}
     intervals = {name: paired_interval(*pair) for name, pair in pairs.items()}
-    return Difference(student.name, baseline.name, len(seeds), intervals)
+    return Difference(student.name, baseline.name, len(seeds), intervals, figures_of(student.rows).main)
 
 
 def break_even(rows: Sequence[Row], student: str) -> BreakEven | None:

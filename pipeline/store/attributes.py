@@ -11,17 +11,18 @@ import numpy as np
 
 from pipeline.errors import CorruptBlockError, StillroomError
 from pipeline.lineage import read_file
-from pipeline.store.codecs import ALL_CODECS, parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
 from pipeline.store.describe import MAX_METADATA_BYTES
 from pipeline.store.fields import (
     MEAN,
     VARIANCE,
-    answer_field,
-    field_specs,
+    Output,
     fold_specs,
+    prefix_of,
+    read_outputs,
+    read_sentences,
+    read_truth,
     splits_with_features,
-    target_specs,
 )
 from pipeline.store.layout import ROW_ARRAYS, ArraySpec, Layout
 from pipeline.store.writer import FORMAT, ROOT, attributes_seal
@@ -71,19 +72,39 @@ def _row_specs(layout: Layout) -> dict[str, ArraySpec]:
 
 def _kind_specs(kind: str, attributes: Mapping[str, Any], layout: Layout) -> dict[str, ArraySpec]:
     classes, splits = _texts(attributes["classes"]), tuple(layout.splits)
-    codec = parse_codec(attributes["codec"], "codec", ALL_CODECS)
-    truths = target_specs(codec, len(classes))
-    if codec.is_real:
+    outputs = read_outputs(attributes, "attributes")
+    truth = read_truth(attributes, outputs)
+    truths, sentences = {} if truth is None else truth.specs, read_sentences(attributes)
+    truths |= {} if sentences is None else sentences.specs(kind)
+    if "outputs" not in attributes and any(each.codec.is_real for each in outputs.values()):
         _check_scale(attributes["scale"], len(classes))
+    specs: dict[str, ArraySpec] = {}
     if kind == "teacher store":
-        specs = field_specs(answer_field(codec), codec, (len(classes),), splits) | truths
-        return specs | _feature_specs(attributes.get("features", {}), layout) | fold_specs(splits)
-    specs = {"weights": ArraySpec((len(_texts(attributes["teachers"])),), "float16")}
-    for field in (MEAN, VARIANCE) if codec.is_real else _log_probs(attributes["temperatures"]):
-        specs |= field_specs(field, codec, (len(classes),), splits)
-    specs |= {"disagreement": ArraySpec((), "float32"), **truths}
-    has_corrected = "fitted" in attributes and not codec.is_real  # older ones have none
-    return specs | ({"corrected": ArraySpec((), "float16")} if has_corrected else {})
+        for name, each in outputs.items():
+            specs |= each.specs(name, splits)
+        return specs | truths | _feature_specs(attributes.get("features", {}), layout) | fold_specs(splits)
+    for name, each in outputs.items():
+        specs |= _fused_specs(prefix_of(outputs, name), each, attributes, splits)
+    if not outputs:
+        if sentences is None:
+            raise ValueError("it keeps nothing")
+        specs = {"weights": ArraySpec((len(_texts(attributes["teachers"])),), "float16")}
+        specs["disagreement"] = ArraySpec((), "float32")
+    return specs | truths
+
+
+def _fused_specs(
+    prefix: str, output: Output, attributes: Mapping[str, Any], splits: tuple[str, ...]
+) -> dict[str, ArraySpec]:
+    """Return the arrays of one output in a target store."""
+    weights = (*output.leading, len(_texts(attributes["teachers"])))
+    specs = {f"{prefix}weights": ArraySpec(weights, "float16")}
+    is_real = output.codec.is_real
+    for field in (MEAN, VARIANCE) if is_real else _log_probs(attributes["temperatures"]):
+        specs |= output.specs(prefix + field, splits)
+    specs[f"{prefix}disagreement"] = ArraySpec(output.leading, "float32")
+    has_corrected = "fitted" in attributes and not is_real  # older ones have none
+    return specs | ({f"{prefix}corrected": ArraySpec(output.leading, "float16")} if has_corrected else {})
 
 
 def _feature_specs(features: Mapping[str, Any], layout: Layout) -> dict[str, ArraySpec]:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -11,7 +12,7 @@ from pipeline.sparse import SparseTargets
 from pipeline.store.attributes import check_attributes
 from pipeline.store.codecs.features import Fitted, restore
 from pipeline.store.describe import read_constant
-from pipeline.store.fields import MEAN, answer_field
+from pipeline.store.fields import HYPOTHESES, MEAN, SCORES, Sentences, output_of, prefix_of, read_sentences
 from pipeline.store.layout import Block
 from pipeline.store.reader import Store
 
@@ -29,8 +30,8 @@ class TeacherStore(Store):
 
     @property
     def field(self) -> str:
-        """What its answers are called: logits, or values."""
-        return answer_field(self.codec)
+        """What its answers are called: logits, or values, or one of several outputs."""
+        return self.output.name
 
     def logits_block(self, block: Block) -> Tensor:
         """Return a block's answers, logits up to a constant a row: float32 [n, ..., C]."""
@@ -44,7 +45,26 @@ class TeacherStore(Store):
         """Return rows of logits, up to a constant a row, or of a layer's features: float32 [B, ..., C] or [B, D]."""
         if field.startswith(FEATURES):
             return self._fitted_codec(field.removeprefix(FEATURES)).decode(stored[""])
-        return self.codec_in(split).decode(stored, self.num_classes)
+        coded = output_of(self.outputs, field) or self.output
+        return coded.codec_in(split).decode(stored, coded.num_classes)
+
+    @property
+    def sentences(self) -> Sentences | None:
+        """What it keeps of whole sentences, None where the teacher wrote none."""
+        return read_sentences(self.attributes)
+
+    def hypotheses_block(self, block: Block) -> tuple[Tensor, Tensor]:
+        """Return what it wrote of a block's samples: int64 [n, K, L], and scores float32 [n, K], best first.
+
+        Raises: StillroomError where it wrote nothing.
+        """
+        if self.sentences is None:
+            raise StillroomError(
+                f"{self.folder}: found no whole sentences; expected what the teacher writes by itself; set "
+                f"logits.hypotheses, e.g. to 4, and run 'stillroom logits'"
+            )
+        tokens = torch.from_numpy(self.read_block(block, HYPOTHESES).astype(np.int64))
+        return tokens, torch.from_numpy(self.read_block(block, SCORES))
 
     @property
     def feature_layers(self) -> tuple[str, ...]:
@@ -127,13 +147,23 @@ class TargetStore(Store):
         Raises StillroomError.
         """
         if self.is_real:
-            return MEAN
+            return self.prefix + MEAN
         if temperature not in self.temperatures:
             raise StillroomError(
                 f"{self.folder}: found targets at temperatures {list(self.temperatures)}; expected {temperature}; "
                 f"add it to the fusion's temperatures and run 'stillroom fuse'"
             )
-        return temperature_array(temperature)
+        return self.prefix + temperature_array(temperature)
+
+    @property
+    def prefix(self) -> str:
+        """What the fields of the output begin with that it is looked at: nothing where it is the only one."""
+        return prefix_of(self.outputs, self.output.name) if self.outputs else ""
+
+    @property
+    def is_of_sentences(self) -> bool:
+        """Whether it keeps a whole sentence of each row, and no distributions."""
+        return not self.outputs
 
     def log_probs(self, split: str, view: int = 0, *, temperature: float = 1.0) -> Tensor:
         """Return one view's targets: float32 [N, ..., C], log p_F taken at the temperature.
@@ -149,7 +179,7 @@ class TargetStore(Store):
 
     def means(self, split: str, view: int = 0) -> Tensor:
         """Return one view's targets where they are real numbers: float32 [N, P], in standard units."""
-        return self.codec_in(split).decode(self.read_field(split, MEAN, view), self.num_classes)
+        return self.codec_in(split).decode(self.read_field(split, self.prefix + MEAN, view), self.num_classes)
 
     def answers(self, split: str, view: int = 0) -> Tensor:
         """Return what one view's targets answer: means, or log-probabilities at the lowest temperature: [N, ..., C]."""
@@ -162,14 +192,15 @@ class TargetStore(Store):
 
         What no codec was applied to (the weights [B, T] of the teachers) comes as float32.
         """
-        if not self.is_coded(field):
+        coded = output_of(self.outputs, field)
+        if coded is None:
             return stored[""].float()
-        codec = self.codec_in(split)
+        codec = coded.codec_in(split)
         if codec.is_real:
-            return codec.decode(stored, self.num_classes)
+            return codec.decode(stored, coded.num_classes)
         if codec.is_sparse:
             return codec.sparse(stored)  # type: ignore[attr-defined]
-        return codec.decode(stored, self.num_classes).log_softmax(-1)
+        return codec.decode(stored, coded.num_classes).log_softmax(-1)
 
 
 def temperature_array(temperature: float) -> str:

@@ -5,10 +5,11 @@ each record is checked against the sealed manifest when the store is opened. A m
 flipped chunk is an error that names store, array and rows. `verify` also recomputes the sha256 of every chunk.
 """
 
+import copy
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -19,15 +20,14 @@ from pipeline.lineage import require_manifest
 from pipeline.sparse import SparseTargets
 from pipeline.store.attributes import check_plan, read_attributes
 from pipeline.store.chunks import DamagedChunk, load
-from pipeline.store.codecs import ALL_CODECS, Codec, parse_codec
+from pipeline.store.codecs import Codec
 from pipeline.store.describe import check_places, check_seal, check_sealed, is_own, layout_of
-from pipeline.store.fields import MEAN, TARGETS, VALUES, VARIANCE, field_array, held_out_codec
-from pipeline.store.layout import ROW_ARRAYS, Block
+from pipeline.store.fields import HYPOTHESES, SENTENCE, TARGETS, Output, field_array, output_of, read_outputs
+from pipeline.store.layout import Block
 from pipeline.store.records import read_records
 from pipeline.store.writer import FORMAT, ROOT
 from pipeline.views import Split, ViewPlan, transform_from_spec
 
-CODED = ("logits", "log_probs", VALUES, MEAN, VARIANCE)  # fields that lie as the codec encodes them
 MAKE_WITH = {"teacher store": "stillroom logits", "target store": "stillroom fuse"}
 
 
@@ -52,6 +52,7 @@ class Store:
         self._root, self._own = self.folder.resolve(), set[str]()  # folders of chunks that are no links
         self._checked: set[str] = set()  # chunks of format 1, whose records hold no crc32c: sha256 at the first read
         self._blocks = {(b.split, b.view, b.index): b for b in self.layout.blocks}
+        self._at: str | None = None
 
     @property
     def name(self) -> str:
@@ -100,8 +101,10 @@ class Store:
                 crc32c=crc32c,
                 sha256=chunk["sha256"] if thorough or once else None,
             )
-            if name.endswith("_ids") and name not in ROW_ARRAYS and out.max() >= self.num_classes:
-                raise DamagedChunk(f"it names class {out.max()} of {self.num_classes}")
+            if name.endswith("_ids") and (coded := output_of(self.outputs, name.removesuffix("_ids"))):
+                _check_ids(out, coded.num_classes)
+            if name in (HYPOTHESES, SENTENCE):
+                _check_ids(out, len(self.classes))
         except DamagedChunk as fault:
             raise CorruptBlockError(
                 f"{self.folder}: {name} of {block.split} view {block.view} rows {block.start}-{block.stop}: "
@@ -122,13 +125,10 @@ class Store:
 
     def field_parts(self, field: str, split: str) -> dict[str, str]:
         """Return the arrays that a field lies in, by part: what no codec was applied to is one array of its name."""
-        if field in self.layout.arrays and not self.is_coded(field):
+        coded = output_of(self.outputs, field)
+        if coded is None:
             return {"": field}
-        return {part: field_array(field, part) for part in self.codec_in(split).parts(self.num_classes)}
-
-    def is_coded(self, field: str) -> bool:
-        """Whether a field lies as the store's codec encodes it."""
-        return field.split("/")[0] in CODED
+        return {part: field_array(field, part) for part in coded.codec_in(split).parts(coded.num_classes)}
 
     def decode_field(self, field: str, split: str, stored: Mapping[str, Tensor]) -> Tensor | SparseTargets:
         """Return rows of a field as they are used: its parts as stored, each [B, ..., *tail]."""
@@ -162,19 +162,40 @@ class Store:
         names = self.field_parts(field, split).values()
         return views * samples * sum(self.layout.arrays[name].row_bytes for name in names)
 
+    @cached_property
+    def outputs(self) -> dict[str, Output]:
+        """What it keeps of each row, by name: most often one output; none where it keeps sentences alone."""
+        return read_outputs(self.attributes, str(self.folder))
+
+    @property
+    def output(self) -> Output:
+        """The output that it is looked at. Raises: StillroomError where it has none."""
+        if not self.outputs:
+            raise StillroomError(
+                f"{self.folder}: found whole sentences and no logits; expected logits; leave {self.name!r} out, or "
+                f"fuse sentences"
+            )
+        return self.outputs[self._at] if self._at else next(iter(self.outputs.values()))
+
+    def at(self, output: str) -> Self:
+        """Return the same store, looked at one of its outputs; as it is opened it is looked at the first."""
+        other = copy.copy(self)
+        other._at = output
+        return other
+
     def codec_in(self, split: str) -> Codec:
         """Return the codec of a split's fields: what a held-out split is judged by is never sparse."""
-        return self.codec if split == "train" else held_out_codec(self.codec)
+        return self.output.codec_in(split)
 
-    @cached_property
+    @property
     def codec(self) -> Codec:
         """How its field lies on disk."""
-        return parse_codec(self.attributes["codec"], str(self.folder), ALL_CODECS)
+        return self.output.codec
 
     @property
     def is_real(self) -> bool:
         """Whether its answers are real numbers, in standard units, and not logits of classes."""
-        return self.codec.is_real
+        return bool(self.outputs) and self.codec.is_real
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -184,7 +205,7 @@ class Store:
     @property
     def num_classes(self) -> int:
         """C."""
-        return len(self.classes)
+        return self.output.num_classes if self.outputs else len(self.classes)
 
     def plan(self) -> ViewPlan:
         """Return the view plan the rows were made by, rebuilt from the store alone.
@@ -223,6 +244,11 @@ class Store:
             mean=tuple(config["mean"]),
             std=tuple(config["std"]),
         )
+
+
+def _check_ids(ids: np.ndarray, num_classes: int) -> None:
+    if ids.max() >= num_classes:
+        raise DamagedChunk(f"it names class {ids.max()} of {num_classes}")
 
 
 def _format(folder: Path, attributes: Mapping[str, Any]) -> int:

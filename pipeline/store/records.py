@@ -12,7 +12,7 @@ from typing import Any
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import canonical_json, fingerprint, read_file
-from pipeline.store.codecs.measure import ERRORS
+from pipeline.store.codecs.measure import is_error
 from pipeline.store.layout import Block, Layout
 
 RECORDS = "records"
@@ -82,7 +82,7 @@ def _is_count(value: Any) -> bool:
 
 
 def _is_error(error: Any) -> bool:
-    return isinstance(error, dict) and error.keys() in ERRORS and {type(n) for n in error.values()} <= {int, float}
+    return isinstance(error, dict) and is_error(error) and {type(n) for n in error.values()} <= {int, float}
 
 
 def read_records(folder: Path, layout: Layout, store: str | None) -> dict[str, dict[str, Any]]:

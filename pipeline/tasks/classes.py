@@ -9,6 +9,8 @@ from torch import Tensor
 
 from pipeline.calibration import fit_temperature
 from pipeline.metrics import classification_metrics
+from pipeline.store.fields import LOGITS, Truth
+from pipeline.tasks.contract import Shapes
 from pipeline.train import label_loss
 from pipeline.views import Batch, Split
 
@@ -18,17 +20,28 @@ class Classes:
     """One of the classes `names`."""
 
     names: tuple[str, ...]
-    field: ClassVar[str] = "logits"
     steered_by: ClassVar[str] = "nll"
     ranked_by: ClassVar[str] = "calibrated_nll"
     is_real: ClassVar[bool] = False
+    is_plain: ClassVar[bool] = True
+    numbers: ClassVar[frozenset[str]] = frozenset()
+    truth_kept: ClassVar[Truth | None] = None
 
     @property
     def attributes(self) -> dict[str, Any]:
         """Nothing: classes have no scale."""
         return {}
 
-    def answers(self, outputs: Tensor) -> Tensor:
+    @property
+    def shapes(self) -> Shapes:
+        """One output: a logit a class."""
+        return {LOGITS: (len(self.names),)}
+
+    def truth_at(self, output: str, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the labels."""
+        return labels
+
+    def answers(self, outputs: Tensor, truth: Tensor) -> Tensor:
         """Return logits as log-probabilities: [..., C]."""
         return outputs.float().log_softmax(-1)
 
@@ -39,6 +52,10 @@ class Classes:
     def truth(self, split: Split) -> Tensor:
         """Return the labels: int64 [N], -1 where a row has none."""
         return torch.from_numpy(split.labels)
+
+    def truth_in(self, batch: Batch) -> Tensor:
+        """Return the labels: int64 [B]."""
+        return batch.labels
 
     def steering(self, answers: Tensor, truth: Tensor) -> dict[str, float]:
         """Return NLL and accuracy: [N, C], [N]."""

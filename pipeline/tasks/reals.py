@@ -11,6 +11,8 @@ from torch import Tensor
 
 from pipeline.errors import StillroomError
 from pipeline.real_metrics import regression_metrics
+from pipeline.store.fields import VALUES, Truth
+from pipeline.tasks.contract import Shapes
 from pipeline.train import squared_loss
 from pipeline.views import Batch, Split
 
@@ -26,10 +28,11 @@ class Reals:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     unit: str = ""
-    field: ClassVar[str] = "values"
     steered_by: ClassVar[str] = "mse"
     ranked_by: ClassVar[str] = "rmse"
     is_real: ClassVar[bool] = True
+    is_plain: ClassVar[bool] = True
+    numbers: ClassVar[frozenset[str]] = frozenset({VALUES})
 
     @classmethod
     def of(cls, names: Sequence[str], targets: np.ndarray, unit: str = "") -> Self:
@@ -64,7 +67,22 @@ class Reals:
         """The scale: mean and standard deviation of each number, their unit."""
         return {"scale": {"mean": list(self.mean), "std": list(self.std), "unit": self.unit}}
 
-    def answers(self, outputs: Tensor) -> Tensor:
+    @property
+    def shapes(self) -> Shapes:
+        """One output: the numbers."""
+        return {VALUES: (len(self.names),)}
+
+    @property
+    def truth_kept(self) -> Truth:
+        """The numbers of each row."""
+        return Truth((len(self.names),), "float32")
+
+    def truth_at(self, output: str, labels: Tensor, targets: Tensor | None) -> Tensor:
+        """Return the targets."""
+        assert targets is not None
+        return targets
+
+    def answers(self, outputs: Tensor, truth: Tensor) -> Tensor:
         """Return the outputs as they are: [..., P]."""
         return outputs.float()
 
@@ -76,6 +94,11 @@ class Reals:
         """Return the targets: float32 [N, P], NaN where unknown."""
         assert split.targets is not None
         return torch.from_numpy(split.targets)
+
+    def truth_in(self, batch: Batch) -> Tensor:
+        """Return the targets: float32 [B, P]."""
+        assert batch.targets is not None
+        return batch.targets
 
     def steering(self, answers: Tensor, truth: Tensor) -> dict[str, float]:
         """Return the mean squared and absolute errors in standard units: [N, P], [N, P]."""

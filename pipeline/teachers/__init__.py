@@ -7,13 +7,16 @@ from pipeline.teachers.present import SourceTeacher
 from pipeline.teachers.regressors import RegressorTeacher, fit_regressor, fit_rows
 from pipeline.teachers.sklearn import SklearnTeacher, fit_sklearn
 from pipeline.teachers.torch import TorchTeacher, fit_torch
+from pipeline.teachers.writers import RULE, RuleTeacher, written_by
 
 __all__ = [
+    "RULE",
     "Answers",
     "OnnxTeacher",
     "Predictions",
     "PredictionsTeacher",
     "RegressorTeacher",
+    "RuleTeacher",
     "SklearnTeacher",
     "SourceTeacher",
     "Teacher",
@@ -22,4 +25,5 @@ __all__ = [
     "fit_rows",
     "fit_sklearn",
     "fit_torch",
+    "written_by",
 ]

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.answers import Answers
+from pipeline.errors import StillroomError
 from pipeline.models.taps import PENULTIMATE, FeatureTap, feature_widths, last_linear
 from pipeline.models.weights import save_weights
+from pipeline.teachers.writers import written_by
 from pipeline.train import Evaluate, Fitted, Loss, Schedule, fit, label_loss
 from pipeline.views import ViewLoader
 
@@ -43,6 +45,15 @@ class TorchTeacher:
         with torch.autocast(inputs.device.type, torch.bfloat16, enabled=self._precision == "bf16"):
             logits, features = self._tap(inputs)
         return Answers(logits.float(), {name: values.float() for name, values in features.items()})
+
+    def write(self, inputs: Tensor, count: int) -> tuple[Tensor, Tensor]:
+        """Return sentences of a module that writes some: as `Writer.write` does. Raises StillroomError for another."""
+        if not hasattr(self.model, "step"):
+            raise StillroomError(
+                f"a {type(self.model).__name__} writes no sentences; expected a translator, with start and step; leave "
+                f"logits.hypotheses out, or use one"
+            )
+        return written_by(self.model, inputs, count)
 
     def save(self, folder: Path) -> list[str]:
         """Write `weights.safetensors`."""

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pipeline.losses import cross_entropy, mixed_cross_entropy, squared_error
-from pipeline.losses.members import for_member_targets, for_members, mean_of_members
+from pipeline.losses.members import for_member_targets, for_members, mean_of_members, of_rows
 from pipeline.views import Batch
 from pipeline.views.draws import stream_seed
 
@@ -34,14 +34,14 @@ def seeded(build: Callable[[], Any], seed: int) -> Any:
 
 
 def label_loss(logits: Tensor, batch: Batch, *, smoothing: float = 0.0) -> tuple[Tensor, dict[str, Tensor]]:
-    """Return the cross-entropy with the batch's labels, mixed where its rows are: [B, C] -> [B], mean of members."""
+    """Return the cross-entropy with the batch's labels, mixed where rows are: [B, ..., C] -> [B], mean of members."""
     labels = for_members(logits, batch.labels)
     if batch.mix is None or batch.partner_labels is None:
         ce = cross_entropy(logits, labels, smoothing=smoothing)
     else:
         partners, mix = for_members(logits, batch.partner_labels), for_members(logits, batch.mix)
         ce = mixed_cross_entropy(logits, labels, partners, mix, smoothing=smoothing)
-    ce = mean_of_members(ce, batch.labels)
+    ce = of_rows(mean_of_members(ce, batch.labels), batch.labels)
     return ce, {"ce": ce}
 
 
@@ -52,7 +52,7 @@ def squared_loss(outputs: Tensor, batch: Batch) -> tuple[Tensor, dict[str, Tenso
     return squares, {"se": squares}
 
 
-def log_probabilities(outputs: Tensor) -> Tensor:
+def log_probabilities(outputs: Tensor, batch: Batch) -> Tensor:
     """Return logits as log-probabilities: [..., C]."""
     return outputs.log_softmax(-1)
 
@@ -63,16 +63,16 @@ def predict(
     batches: Iterator[Batch],
     *,
     precision: str = "fp32",
-    answers: Callable[[Tensor], Tensor] = log_probabilities,
+    answers: Callable[[Tensor, Batch], Tensor] = log_probabilities,
 ) -> Tensor:
     """Return the model's answers over batches, in evaluation mode: float32 [N, C] on the CPU.
 
-    `answers` makes them of outputs: log-probabilities unless another is given.
+    `answers` makes them of a batch's outputs: log-probabilities unless another is given.
     """
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
     with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-        rows = [answers(model(batch.inputs).float()).cpu() for batch in batches]
+        rows = [answers(model(batch.inputs).float(), batch).cpu() for batch in batches]
     model.train(was_training)
     return torch.cat(rows)

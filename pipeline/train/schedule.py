@@ -34,7 +34,7 @@ DECAYS: dict[str, Callable[["Schedule", int, int], float]] = {
     "plateau": _plateau,
     "constant": _constant,
 }
-MONITORS = ("nll", "kl", "mse", "energy")  # what early stopping and the best weights go by, on calibration rows
+MONITORS = ("nll", "kl", "mse", "energy", "loss")  # what early stopping and the best weights go by, on calibration rows
 
 
 @dataclass(frozen=True)

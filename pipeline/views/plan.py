@@ -26,8 +26,9 @@ OUT_OF_FOLD = "out_of_fold"  # a split that follows from train: the rows that fo
 class Split:
     """Samples with one role: `ids` int64 [N] in data-set order, `labels` int64 [N] as learners may see them.
 
-    Where real numbers are asked for, they are the `targets`, float32 [N, P], NaN where there is none or it may not be
-    seen, and a label is 0 where a sample has any.
+    Where one label does not say what is true, `targets` do, and a label is 0 where a sample has any: real numbers
+    float32 [N, ...], NaN where there is none or it may not be seen, or the labels of several cases int32 [N, ...], such
+    as the words of a sentence, -1 there.
     """
 
     ids: np.ndarray
@@ -178,7 +179,7 @@ class ViewPlan:
             "dataset": self.dataset,
             "splits": {
                 name: {"count": len(split), "ids": _digest(split.ids), "labels": _digest(split.labels)}
-                | ({} if split.targets is None else {"targets": _digest(split.targets, "<f4")})
+                | ({} if split.targets is None else {"targets": _digest(split.targets, split.targets.dtype.str)})
                 for name, split in self.splits.items()
                 if name != OUT_OF_FOLD
             },

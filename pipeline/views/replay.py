@@ -3,7 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
 import numpy as np
 import torch
@@ -36,18 +36,29 @@ class Samples(Protocol):
         ...
 
 
+@runtime_checkable
+class Telling(Protocol):
+    """Samples whose inputs tell of the truth: a translator reads what it has written so far."""
+
+    def hide(self, inputs: Inputs, is_hidden: Tensor) -> Inputs:
+        """Return inputs [B, ...] that tell nothing of it where bool [B] is true."""
+        ...
+
+
 @dataclass(frozen=True, eq=False)
 class Batch:
     """Rows ready for a model. `labels` are -1 where hidden; partners and mix are None on views that are not mixed.
 
-    `inputs` float32 [B, C, H, W] of pictures, of records what their input gives; `labels`, `partner_labels` int64 [B];
+    `inputs` float32 [B, C, H, W] of pictures, of records what their input gives; `labels`, `partner_labels` int64 [B],
+    `labels` [B, ...] where a row has several cases, such as the words of a sentence, -1 also where there is none;
     `mix` float32 [B], the share of the row's own label; `positions` int64 [B] within the split; `target_log_probs`
     [B, ..., C], or those of some classes a row, when a target store is joined, `weights` float32 [B, T] those of its
     teachers;
     `teacher_logits` float32 [T, B, ..., C] when the teachers' own stores are; `features` of each teacher by layer,
     float32 [B, D] ([B, 0] of one without it), `negatives` [n, D] of other rows. `whole` is the number of rows of the
-    batch where several processes share it. Where real numbers are asked for, `targets` float32 [B, P], NaN where hidden
-    or unknown, and of a target store `target_mean` and `target_variance` float32 [B, P].
+    batch where several processes share it. Where real numbers are asked for, `targets` float32 [B, ...], NaN where
+    hidden or unknown, and of a target store `target_mean` and `target_variance` float32 [B, P]. Of a target store of
+    several outputs, `fused` are its fields by name.
     """
 
     inputs: Inputs
@@ -65,6 +76,7 @@ class Batch:
     targets: Tensor | None = None
     target_mean: Tensor | None = None
     target_variance: Tensor | None = None
+    fused: Mapping[str, Tensor | SparseTargets] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.positions)
@@ -83,9 +95,9 @@ class Replayer:
         self._mean = torch.tensor(plan.mean, device=self.device).view(shape)
         self._std = torch.tensor(plan.std, device=self.device).view(shape)
         self._labels = {name: torch.from_numpy(split.labels) for name, split in plan.splits.items()}
-        self._targets = {
-            name: torch.from_numpy(split.targets) for name, split in plan.splits.items() if split.targets is not None
-        }
+        targets = {name: split.targets for name, split in plan.splits.items() if split.targets is not None}
+        self._targets = {name: torch.from_numpy(own) for name, own in targets.items() if own.dtype.kind == "f"}
+        self._cases = {name: torch.from_numpy(own).long() for name, own in targets.items() if own.dtype.kind != "f"}
 
     def showing(self, labels: np.ndarray) -> Self:
         """Return a replayer of the same rows with other train labels: int64 [N], -1 where a learner may not see one."""
@@ -110,16 +122,27 @@ class Replayer:
             assert self.plan.mix is not None
             pixels, mix = self.plan.mix.apply(pixels, other, torch.from_numpy(parameters))
             partner_labels = labels[partners].to(self.device)
-        own = labels[positions].to(self.device)
+        own = self.labels(split, positions)
+        if isinstance(self.samples, Telling):
+            pixels = self.samples.hide(pixels, self._labels[split][positions] == UNLABELLED)
         inputs = (pixels - self._mean) / self._std if self.plan.mean else pixels
         return Batch(inputs, own, partner_labels, mix, positions, view, targets=self.targets(split, positions))
 
+    def labels(self, split: str, positions: np.ndarray) -> Tensor:
+        """Return the labels of rows as a learner may see them: int64 [B], or [B, ...] of several cases a row."""
+        own = self._labels[split][positions]
+        if split in self._cases:
+            cases = self._cases[split][positions]
+            own = torch.where((own == UNLABELLED).view(-1, *[1] * (cases.ndim - 1)), UNLABELLED, cases)
+        return own.to(self.device)
+
     def targets(self, split: str, positions: np.ndarray) -> Tensor | None:
-        """Return the real numbers of rows as a learner may see them: int64 [B] -> float32 [B, P], None of classes."""
+        """Return the real numbers of rows as a learner may see them: int64 [B] -> float32 [B, ...], None of classes."""
         if split not in self._targets:
             return None
-        is_hidden = (self._labels[split][positions] == UNLABELLED).unsqueeze(1)
-        return self._targets[split][positions].masked_fill(is_hidden, torch.nan).to(self.device)
+        own = self._targets[split][positions]
+        is_hidden = (self._labels[split][positions] == UNLABELLED).view(-1, *[1] * (own.ndim - 1))
+        return own.masked_fill(is_hidden, torch.nan).to(self.device)
 
     def _transformed(self, split: str, view: int, ids: np.ndarray) -> Inputs:
         images = self.samples.read(ids)

@@ -28,6 +28,7 @@ class TorchvisionPipeline:
     options: tuple[tuple[str, Any], ...] = ()
     release: str = ""
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = True  # for all we know
     num_words: ClassVar[int] = 2
 
     @classmethod

@@ -21,6 +21,7 @@ class Transform(Protocol):
     """What the view plan asks of a transform."""
 
     version: ClassVar[int]
+    moves: ClassVar[bool]  # what a picture shows to other places
     num_words: ClassVar[int]
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -47,6 +48,7 @@ class Shift:
 
     pixels: int = 2
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = True
     num_words: ClassVar[int] = 2
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -67,6 +69,7 @@ class Flip:
 
     probability: float = 0.5
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = True
     num_words: ClassVar[int] = 1
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -91,6 +94,7 @@ class Rotate:
 
     degrees: float = 15.0
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = True
     num_words: ClassVar[int] = 1
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -110,6 +114,7 @@ class Crop:
 
     min_scale: float = 0.7
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = True
     num_words: ClassVar[int] = 3
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -130,6 +135,7 @@ class Erase:
     probability: float = 0.5
     max_share: float = 0.4
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = False
     num_words: ClassVar[int] = 5
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -170,6 +176,7 @@ class Brightness:
 
     amount: float = 0.2
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = False
     num_words: ClassVar[int] = 1
 
     def parameters(self, words: np.ndarray) -> np.ndarray:
@@ -185,6 +192,7 @@ class Contrast:
 
     amount: float = 0.2
     version: ClassVar[int] = 1
+    moves: ClassVar[bool] = False
     num_words: ClassVar[int] = 1
 
     def parameters(self, words: np.ndarray) -> np.ndarray:

@@ -85,7 +85,8 @@ def student_ratios(ws: Workspace, entry: StudentEntry, shown: int) -> None:
 
     stores = [open_teacher(ws.teacher_store_folder(teacher)) for teacher in ws.recipe.teacher]
     models = [teachers.load(ws, teacher, layers=[]) for teacher in ws.recipe.teacher]
-    fitted = target_of(ws, fusion).fit(fitting_rows(stores, fusion.calibrate))
+    (target,) = target_of(ws, fusion).values()
+    fitted = target.fit(fitting_rows(stores, fusion.calibrate))
 
     def online(batches: Iterator[Batch]) -> Iterator[Batch]:
         for batch in batches:
@@ -115,14 +116,14 @@ def dump_ratio(ws: Workspace, entry: TeacherEntry) -> None:
     encoding = choose_encoding(
         teacher,
         ws.replayer,
-        num_classes=len(ws.classes),
+        task=ws.task,
         codec=logits.codec,
         max_kl=logits.max_kl,
         feature_codec=logits.feature_codec,
         where=entry.name,
     )
     size = teacher.rows_at_once or logits.batch_size
-    layout = dump.teacher_layout(ws.plan, encoding)
+    layout = dump.teacher_layout(ws.plan, encoding, ws.task)
     rows = min(64 * size, len(ws.plan.splits["train"]), layout.block_rows)
     block = Block("train", 0, 0, 0, rows)
     batches = [ws.replayer.batch("train", 0, np.arange(at, min(at + size, rows))) for at in range(0, rows, size)]

@@ -21,6 +21,7 @@ from pipeline.encoding import Encoding
 from pipeline.fusion import FUSIONS, Target
 from pipeline.store import Block, Computed, StoreWriter, TeacherStore, fill, open_teacher
 from pipeline.store.codecs import CODECS
+from pipeline.store.fields import Output
 from pipeline.views import ViewPlan, make_splits
 from stages.memory import keep_freed_memory
 from tests.bench.ratios import alternate, seconds, show
@@ -52,7 +53,7 @@ def make_teacher(folder: Path, name: str, plan: ViewPlan, seed: int) -> TeacherS
     """Write a teacher store of logits as a trained network has them, the same few thousand rows again and again."""
     drawn = np.random.default_rng(seed)
     known = torch.from_numpy(drawn.standard_normal((8192, CLASSES), dtype=np.float32) * 2)
-    encoding = Encoding(CODECS["fp16"](), {}, CLASSES)
+    encoding = Encoding((Output("logits", (CLASSES,), CODECS["fp16"]()),), {})
     config = dump.teacher_store_config(
         name, plan, classes=[str(n) for n in range(CLASSES)], features=[], codec="fp16", precision="fp32"
     )

@@ -20,6 +20,7 @@ from pipeline import dump
 from pipeline.datasets import ImageDataset
 from pipeline.datasets.images import digest_arrays
 from pipeline.encoding import choose_encoding
+from pipeline.tasks import Classes
 from pipeline.teachers import TorchTeacher
 from pipeline.views import Replayer, ViewPlan, make_splits, parse_transforms
 
@@ -63,9 +64,9 @@ def measure(name: str, replayer: Replayer, codec: str, batch_size: int) -> None:
     """Print the dump's rate over that of the bare forward passes on inputs that lie on the device already."""
     model = NETWORKS[name](num_classes=CLASSES).to(replayer.device, memory_format=torch.channels_last)
     teacher = TorchTeacher(model, ["penultimate"], SHAPE, precision="bf16")
-    how = {"num_classes": CLASSES, "codec": codec, "max_kl": 1e-4, "feature_codec": "fp16", "where": name}
-    encoding = choose_encoding(teacher, replayer, **how)
     classes = [str(number) for number in range(CLASSES)]
+    how = {"codec": codec, "max_kl": 1e-4, "feature_codec": "fp16", "where": name}
+    encoding = choose_encoding(teacher, replayer, task=Classes(tuple(classes)), **how)
     config = dump.teacher_store_config(
         name, replayer.plan, classes=classes, features=["penultimate"], codec=codec, precision="bf16"
     )

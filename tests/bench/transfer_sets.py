@@ -95,7 +95,7 @@ def store_of(ws: Workspace, name: str, plan: ViewPlan) -> TeacherStore:
         teachers.ensure(ws, entry)
         teacher, replayer = teachers.load(ws, entry, layers=[]), Replayer(plan, ws.dataset, device=ws.device)
         asked: dict[str, Any] = {"codec": "fp16", "max_kl": 1e-4, "feature_codec": "fp16"}
-        encoding = choose_encoding(teacher, replayer, num_classes=len(ws.classes), where=f"teacher.{name}", **asked)
+        encoding = choose_encoding(teacher, replayer, task=ws.task, where=f"teacher.{name}", **asked)
         writer = dump.open_writer(folder, name, config, plan, encoding)
         dump.dump(teacher, replayer, writer, encoding, details={"seed": entry.seed})
     return open_teacher(folder)

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from pipeline.datasets import catalog as catalogue
+from pipeline.datasets.boxed import BOXED
 from pipeline.datasets.catalog import DataFile, Entry, Source, catalog_names, fetch, find_entry, read_catalog
 from pipeline.datasets.frames import FRAMES
 from pipeline.datasets.images import FORMATS
@@ -59,10 +60,12 @@ def packed(root: Path, **content: bytes) -> Path:
 
 def test_shipped_catalogue_is_complete():
     assert catalog_names() == (
+        "fashion-canvases",
         "fashion-mnist",
         "fashion-noise",
         "imdb",
         "languages",
+        "libreoffice-es",
         "metro-traffic",
         "mnist-5k",
         "movielens",
@@ -70,13 +73,16 @@ def test_shipped_catalogue_is_complete():
         "spam",
         "support2",
         "support2-sources",
+        "tree-crowns",
         "voices",
     )
     assert set(read_catalog()) - set(catalog_names()) == {"minilm"}
     for name, listed in read_catalog().items():
-        assert (listed.shape is not None) == (listed.format in (*FORMATS, RECORDINGS, "noise"))
+        assert (listed.shape is not None) == (listed.format in (*FORMATS, *BOXED, RECORDINGS, "noise"))
         assert bool(listed.inputs) == (listed.format in FRAMES)
-        assert (len(listed.classes) >= 2) == (listed.format in (*FORMATS, *FRAMES, RECORDINGS))
+        names_classes = listed.format in (*FORMATS, *FRAMES, *BOXED, RECORDINGS) and listed.asks != "sentences"
+        assert bool(listed.classes) == names_classes
+        assert (listed.asks == "boxes") == (listed.format in BOXED)
         assert {file.name for file in listed.files} == set(listed.sources[0].paths), name
         for place in listed.sources:
             assert {file.name for file in listed.files} <= set(place.paths), name
@@ -110,7 +116,7 @@ def test_inputs_that_it_declares_can_be_made(name):
 
 
 def test_near_names_are_told():
-    near = r"unknown name 'fashon-mnist'.*did you mean 'fashion-mnist' or 'fashion-noise'\?"
+    near = r"unknown name 'fashon-mnist'.*did you mean 'fashion-mnist' or 'fashion-noise' or 'fashion-canvases'\?"
     with pytest.raises(StillroomError, match=near):
         fetch("fashon-mnist", RAW)
 

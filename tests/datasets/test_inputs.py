@@ -40,6 +40,7 @@ def test_a_mistyped_input_is_told(spec, message):
 ASKED = {  # what a kind can't do without
     "series": {"series": ["load"], "length": 3},
     "noise": {"dims": 4, "columns": ["age", "title"]},
+    "pair": {"text": "text", "translation": "title"},
 }
 
 

@@ -21,6 +21,7 @@ SPECS: dict[str, dict[str, Any]] = {
     "codes": {"kind": "codes", "columns": ["sex", "visits"], "lists": {"text": 4}},
     "series": {"kind": "series", "series": ["load"], "length": 2, "beside": ["age"]},
     "noise": {"kind": "noise", "dims": 3, "columns": ["visits", "sex"]},
+    "pair": {"kind": "pair", "text": "text", "translation": "sex", "length": 9, "pieces": 60},
 }
 
 
@@ -271,7 +272,7 @@ def test_patients_have_no_column_that_tells_what_became_of_them():
 
 
 def test_records_have_neither_size_nor_channels():
-    with pytest.raises(StillroomError, match="rotten-tomatoes: size = 32; expected none, for it is no set of pictures"):
+    with pytest.raises(StillroomError, match="rotten-tomatoes: size = 32; expected none, for its samples"):
         open_dataset("rotten-tomatoes", RAW, size=32)
     with pytest.raises(StillroomError, match="unknown name 'minilm'"):
         open_dataset("minilm", RAW)

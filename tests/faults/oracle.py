@@ -21,7 +21,7 @@ from pipeline.loader import TargetLoader
 from pipeline.store import Block, Computed, Store, StoreWriter, TargetStore, TeacherStore, fill, parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
 from pipeline.store.codecs.measure import OF_CLASSES
-from pipeline.store.fields import encode_field, held_out_codec
+from pipeline.store.fields import Output, encode_field, held_out_codec
 from pipeline.views import Replayer, RowKeys
 
 ERROR = {**dict.fromkeys(sorted(OF_CLASSES), 1e-5), "rows": 4}
@@ -114,7 +114,7 @@ def hold_teacher(
     """Return a teacher store of random logits and 8 random features, finished."""
     generator = torch.Generator().manual_seed(seed + 100)
     fitted = parse_feature_codec(features, "features").fit(torch.randn(64, 8, generator=generator))
-    encoding = Encoding(parse_codec(codec, "codec"), {"penultimate": fitted}, len(CLASSES))
+    encoding = Encoding((Output("logits", (len(CLASSES),), parse_codec(codec, "codec")),), {"penultimate": fitted})
     writer = settled(teacher_writer(folder, replayer, encoding, name=name, codec=codec, feature_codec=features))
     numbers = rows_of(replayer, writer) | encoded("logits", encoding.codec, random_logits(writer, seed, len(CLASSES)))
     for split, shape in writer.layout.splits.items():

@@ -16,7 +16,7 @@ from pipeline import train
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
 from pipeline.objective import Objective
-from stages import distill, fuse, gc, logits, passes, report, runs, status, students
+from stages import distill, fuse, gc, logits, objectives, passes, report, runs, status
 from stages.load import load_recipe
 from stages.workspace import Workspace
 
@@ -215,7 +215,7 @@ def test_without_a_label_in_sight_meta_online_stops_before_training(home: Path) 
     (job,) = runs.runs(ws, ws.recipe.student[0])
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
     with pytest.raises(StillroomError, match=r"fusion 'meta_online': found no train row that shows its label"):
-        students.lazy_loss(ws, job, model, Objective(model, steps=10), 10)
+        objectives.lazy_loss(ws, job, model, Objective(model, steps=10), 10)
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from torch import nn
 
 from pipeline.errors import StillroomError
 from pipeline.models import (
+    DETECTORS,
     ESTIMATORS,
     GENERATORS,
     MODELS,
@@ -18,6 +19,7 @@ from pipeline.models import (
     READS,
     REGRESSORS,
     SERIES_MODELS,
+    TRANSLATORS,
     FeatureTap,
     build_model,
     check_model,
@@ -168,7 +170,9 @@ def test_series_may_be_the_columns_of_a_picture(name, in_shape):
 
 
 def test_what_each_model_of_the_zoo_reads_is_known():
-    assert set(READS) == {*NETWORKS, *GENERATORS, "soft_tree", *ESTIMATORS, *REGRESSORS} - {"prior"}
+    assert set(READS) == {*NETWORKS, *DETECTORS, *TRANSLATORS, *GENERATORS, "soft_tree", *ESTIMATORS, *REGRESSORS} - {
+        "prior"
+    }
     assert READS["embedding_bag"] == "words"
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from pipeline.datasets import opening
+from pipeline.datasets import boxed, opening
 from pipeline.lineage import require_manifest
 from pipeline.report import figures, matrices
 from stages import distill
@@ -43,7 +43,8 @@ def run_shipped(name: str, home: Path, write: Callable[[Path], None], *overrides
     cut += [f"student.{entry['name']}.seeds={SEEDS}" for entry in document["student"]]
     ws = Workspace(load_recipe(name, [*cut, *overrides]), home / "data", Console(quiet=True))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(opening, "fetch", lambda *_, **__: folder)
+        for module in (opening, boxed):
+            patch.setattr(module, "fetch", lambda *_, **__: folder)
         draw_nothing(patch)
         distill.run(ws)
         reporting.run(ws)

@@ -14,7 +14,7 @@ from pipeline.report import DISHONEST
 from pipeline.store import open_targets, open_teacher
 from pipeline.tasks import Draws
 from stages import report
-from stages.judging import Judging
+from stages.judging import PictureJudging
 from stages.load import load_recipe
 from stages.runs import folder_of, runs
 from tests.datasets.test_noise import write_idx
@@ -95,7 +95,7 @@ def test_the_page_shows_pictures_and_the_judge_is_kept(ws):
 
 
 def test_the_judge_sees_no_test_picture_and_a_damaged_one_is_made_anew(ws):
-    judging = Judging(ws)
+    judging = PictureJudging(ws)
     assert not np.isin(judging._learns_from(), ws.dataset.official_test).any()
     real = judging.figures(ws.task.truth(ws.plan.splits["test"]))
     assert real["frechet"] == pytest.approx(0, abs=1e-3)
@@ -103,7 +103,7 @@ def test_the_judge_sees_no_test_picture_and_a_damaged_one_is_made_anew(ws):
     path = judging.folder / "judge.safetensors"
     whole = path.read_bytes()
     path.write_bytes(whole[:-4] + bytes(4))
-    Judging(ws)
+    PictureJudging(ws)
     assert path.read_bytes() == whole
 
 

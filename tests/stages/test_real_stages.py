@@ -22,7 +22,7 @@ from pipeline.store.verify import verify
 from pipeline.teachers import RegressorTeacher
 from stages import codecs, distill, export, fuse, importing, logits, predict, report, status
 from stages import verify as verifying
-from stages.check_reals import is_real
+from stages.asks import is_real
 from stages.estimators import mixed
 from stages.load import load_recipe
 from stages.runs import folder_of, runs
@@ -169,7 +169,7 @@ def test_students_learn_what_labels_and_teachers_know(ws):
 
 def test_the_figures_of_a_student_are_those_of_its_answers(ws):
     job = next(runs(ws, ws.recipe.find("student", "tiny")))
-    answers = report.reports.student_answers(folder_of(ws, job), are_real=True)
+    answers = report.reports.student_answers(folder_of(ws, job), as_kept=True)
     truth = torch.from_numpy(ws.dataset.targets[ws.plan.splits["test"].ids])
     found = regression_metrics(ws.task.in_units(answers), truth)
     manifest = read_manifest(folder_of(ws, job))
@@ -277,7 +277,7 @@ def test_a_regressor_is_fitted_to_teachers_and_labels_as_the_loss_weighs_them(ws
     weights, *_ = np.linalg.lstsq(design, wanted, rcond=None)
     test = ws.replayer_of(None).batch("test", 0, np.arange(len(ws.plan.splits["test"]))).inputs.double().numpy()
     own = np.column_stack([test, np.ones(len(test))]) @ weights
-    found = report.reports.student_answers(folder_of(ws, job), are_real=True)
+    found = report.reports.student_answers(folder_of(ws, job), as_kept=True)
     np.testing.assert_allclose(found.numpy(), own, atol=5e-3)
 
 

@@ -187,7 +187,9 @@ def test_random_draws_of_teachers_go_only_where_they_stay_unbiased(home):
 def test_the_table_of_codecs_shows_each_with_real_figures(home):
     ws = workspace(home)
     entry = ws.recipe.teacher[0]
-    answers, rows = codecs.sample_answers(teachers.load(ws, entry, layers=["penultimate"]), ws.replayer, 10, 256)
+    answers, rows = codecs.sample_answers(
+        teachers.load(ws, entry, layers=["penultimate"]), ws.replayer, ws.task.shapes, 256
+    )
     table = codecs.logits_table(entry, answers.logits, rows)
     names = list(table.columns[0].cells)
     assert {name.split()[0] for name in names} == {"fp16", "fp32", "bitround", "companded8", "topk", "sampled"}

@@ -162,7 +162,7 @@ def test_labels_alone_are_smoothed_and_only_labelled_rows_are_seen(made):
     """By hand: the same network, order and schedule, and cross-entropy with smoothed labels."""
     ws, _ = made
     entry, job = ws.recipe.find("student", "labels"), job_of(ws, "labels")
-    assert job.loss == {"kind": "labels", "smoothing": 0.2}
+    assert job.loss(ws.task) == {"kind": "labels", "smoothing": 0.2}
     steps, epoch = ws.steps(entry, len(ws.plan.splits["train"]))
     build = partial(build_model, "mlp", num_classes=3, in_shape=ws.dataset.shape, width=8, depth=1)
 
@@ -268,13 +268,13 @@ def test_of_an_ensemble_those_that_finished_are_joined(home, monkeypatch):
     from stages import students
 
     (home / "kinds.toml").write_text(recipe(home, "trio"))
-    loss = students._loss
+    loss = students.objective_of
 
     def broken(ws, job, *rest):
         found, *others = loss(ws, job, *rest)
         return (found, *others) if job.member != 1 else (lambda logits, batch: (logits.sum(1) * np.nan, {}), None, None)
 
-    monkeypatch.setattr(students, "_loss", broken)
+    monkeypatch.setattr(students, "objective_of", broken)
     ws = workspace(home)
     with pytest.raises(StillroomError, match=r"^trio-s0.m1: student.trio: loss is nan at step 4; [^\n]*$"):
         distill.run(ws)
@@ -337,7 +337,7 @@ def test_a_baseline_is_neither_featured_nor_smoothed(dumped):
     ws = workspace(dumped, "student.srd.baselines=true", "student.srd.loss.smoothing=0.1")
     jobs = {job.role: job for job in runs.runs(ws, ws.recipe.find("student", "srd"))}
     assert jobs.keys() == {"student", "uniform_mean", "best_single", "hard_labels"}
-    assert jobs["hard_labels"].loss == {"kind": "labels"}
+    assert jobs["hard_labels"].loss(ws.task) == {"kind": "labels"}
     from stages.students import feature_entries, reading_of
 
     assert {role: len(feature_entries(job)) for role, job in jobs.items()} == {

@@ -106,7 +106,7 @@ def test_r2_is_left_out_where_the_truth_does_not_vary():
 
 def test_outputs_of_numbers_are_their_answers():
     outputs = torch.randn(3, 2, dtype=torch.float64)
-    assert torch.equal(reals().answers(outputs), outputs.float())
+    assert torch.equal(reals().answers(outputs, outputs), outputs.float())
 
 
 # -- classes ----------------------------------------------------------------------------------------------------------
@@ -115,7 +115,7 @@ def test_outputs_of_numbers_are_their_answers():
 def test_classes_are_judged_as_their_metrics_say():
     task, draws = Classes(("ring", "bar", "dot")), torch.Generator().manual_seed(0)
     logits, truth = 2 * torch.randn(50, 3, generator=draws), torch.arange(50) % 3
-    answers = task.answers(logits)
+    answers = task.answers(logits, truth)
     assert torch.equal(answers, logits.log_softmax(-1))
     expected = classification_metrics(answers, truth)
     assert task.metrics(answers, truth) == expected

@@ -16,6 +16,7 @@ from pipeline.datasets.inputs.contract import Fitted, Input
 from pipeline.datasets.inputs.embedding import Embedding, encoder_sha256
 from pipeline.datasets.inputs.noise import Noise
 from pipeline.datasets.inputs.of_source import HAS_SOURCE, SOURCE, OfSource
+from pipeline.datasets.inputs.pair import FittedPair, Pair
 from pipeline.datasets.inputs.series import Series
 from pipeline.datasets.inputs.table import Table
 from pipeline.datasets.inputs.text import Text
@@ -24,7 +25,17 @@ from pipeline.errors import StillroomError, near_names, unknown_name
 
 InputSpecs = Mapping[str, Mapping[str, Any]]  # by name: {"kind": ..., and the kind's options}
 
-__all__ = ["INPUTS", "Fitted", "Input", "InputSpecs", "OfSource", "config_of", "parse_input", "parse_of_source"]
+__all__ = [
+    "INPUTS",
+    "Fitted",
+    "FittedPair",
+    "Input",
+    "InputSpecs",
+    "OfSource",
+    "config_of",
+    "parse_input",
+    "parse_of_source",
+]
 
 INPUTS: dict[str, type] = {
     "text": Text,
@@ -34,6 +45,7 @@ INPUTS: dict[str, type] = {
     "series": Series,
     "codes": Codes,
     "noise": Noise,
+    "pair": Pair,
 }
 
 
@@ -101,12 +113,19 @@ def _check_columns(where: str, made: Input, columns: Sequence[str]) -> None:
         named = getattr(made, option)
         if option == "columns" and not named:
             raise StillroomError(f"{where}.columns: found none; expected at least one; {near_names('', columns)}")
-        for column in () if isinstance(named, str) else named:
+        for column in _named(named):
             if column not in columns:
                 raise StillroomError(
                     f"{where}.{option}: found {column!r}; expected one of {len(columns)} columns; "
                     f"{near_names(column, columns)}"
                 )
+
+
+def _named(option: str | Sequence[str]) -> Sequence[str]:
+    """Return the columns that an option names: one, some, or none where it says "all"."""
+    if isinstance(option, str):
+        return () if option == "all" else (option,)
+    return option
 
 
 def config_of(made: Input | OfSource) -> dict[str, Any]:

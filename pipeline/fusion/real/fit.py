@@ -10,7 +10,8 @@ from torch import Tensor
 from pipeline.errors import StillroomError
 from pipeline.fusion.real.base import check_finite, check_mask
 
-PULL = 1e-12  # of the teachers' mean square, towards equal weights: copies of a teacher share theirs in any order
+PULL = 1e-9  # of the teachers' mean square, towards equal weights: copies of a teacher share theirs in any order, which
+#              rounding, at 1e-16 of it, would decide at a thousandth of this
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,7 +129,7 @@ def residual_moments(rows: Entries, *, debias: bool, shared: bool) -> tuple[Tens
 def non_negative_least_squares(inputs: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """Return b >= 0 that minimises |inputs b - wanted|² + p |b - 1/T|²: float64 [N, T], [N] -> [T].
 
-    p is a 1e-12th of the columns' mean square. Rows are first reduced to a triangle of T + 1, which has the same
+    p is a 1e-9th of the columns' mean square. Rows are first reduced to a triangle of T + 1, which has the same
     minimum. Source: Lawson & Hanson 1974.
     """
     from scipy.optimize import nnls  # here, for its import is slow

@@ -8,7 +8,7 @@ from typing import Any
 from pipeline.errors import StillroomError, unknown_name
 from pipeline.store.codecs.base import Codec, Part
 from pipeline.store.codecs.dense import BitRound, Centred16, Centred32, Companded8
-from pipeline.store.codecs.measure import LEVEL, combine_errors, measure_error, packed_bytes
+from pipeline.store.codecs.measure import LEVEL, combine_errors, errors_together, measure_error, packed_bytes
 from pipeline.store.codecs.real import Real16, Real32
 from pipeline.store.codecs.sparse import Sampled, TopK
 
@@ -22,6 +22,7 @@ __all__ = [
     "auto_candidates",
     "codec_json",
     "combine_errors",
+    "errors_together",
     "measure_error",
     "packed_bytes",
     "parse_codec",

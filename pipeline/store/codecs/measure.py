@@ -3,7 +3,7 @@
 Worked in float64 on the device of the logits, a few rows at a time.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ SHUFFLES: dict[Shuffle, int] = {"noshuffle": Blosc.NOSHUFFLE, "shuffle": Blosc.S
 ELEMENTS = 1 << 20  # compared at once: a few arrays of 8 MB
 TAILS = ("_p999", "_worst")  # ends of the names of figures whose largest counts, of others the mean
 OF_CLASSES = {"agreement", *(f"kl_t{t}_{figure}" for t in (1, 4) for figure in ("mean", "p999", "worst"))}
-ERRORS = ({*OF_CLASSES, "rows"}, {"rmse", "abs_worst", "rows"})  # the names of the figures, of classes and of reals
+ERRORS = ({*OF_CLASSES}, {"rmse", "abs_worst"})  # the names of the figures, of classes and of reals
 
 
 def measure_error(codec: Codec, logits: Tensor, rows: RowKeys | None = None) -> dict[str, float]:
@@ -68,6 +68,30 @@ def _divergence(before: Tensor, after: Tensor) -> Tensor:
     return terms.sum(-1).clamp(min=0)
 
 
+def errors_together(errors: Mapping[str, dict[str, float]]) -> dict[str, float]:
+    """Return the errors of several outputs of the same rows as one, their figures called "output/figure"."""
+    if len(errors) == 1:
+        return next(iter(errors.values()))
+    rows = max(error["rows"] for error in errors.values())
+    figures = {
+        f"{name}/{key}": value for name, error in errors.items() for key, value in error.items() if key != "rows"
+    }
+    return {**figures, "rows": rows}
+
+
+def is_error(figures: Mapping[str, float]) -> bool:
+    """Whether these are a codec's figures, or those of several outputs'."""
+    named: dict[str, set[str]] = {}
+    for name in figures:
+        output, _, figure = name.rpartition("/")
+        named.setdefault(output, set()).add(figure)
+    counted = named.get("", set())
+    if "rows" not in counted:
+        return False
+    counted.discard("rows")
+    return all(names in ERRORS for output, names in named.items() if output or names) and len(figures) > 1
+
+
 def combine_errors(errors: Sequence[dict[str, float]]) -> dict[str, float]:
     """Return one error for many blocks: means weighted by rows, the largest of the tails, the sum of the rows.
 
@@ -77,7 +101,7 @@ def combine_errors(errors: Sequence[dict[str, float]]) -> dict[str, float]:
     names = sorted(name for name in errors[0] if name != "rows")
 
     def mean(key: str) -> float:
-        power = 2 if key == "rmse" else 1
+        power = 2 if key.endswith("rmse") else 1
         return (sum(error[key] ** power * error["rows"] for error in errors) / rows) ** (1 / power)
 
     means = {key: mean(key) for key in names if not key.endswith(TAILS)}

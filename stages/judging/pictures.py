@@ -1,6 +1,6 @@
 """Pictures that were made are judged: by a small classifier, trained once on real ones and kept beside the data."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +12,19 @@ from pipeline.lineage import Manifest, artefact_folder, file_digest, read_manife
 from pipeline.models.weights import load_weights, save_weights
 from pipeline.report import Grid, Part
 from pipeline.tasks import Draws
+from stages.judging.contract import Answers, shown_as
 from stages.workspace import Workspace
 
 WEIGHTS = "judge.safetensors"
 SEED = 0
+NOTE = (
+    "A line is one test row, the first of its class: the same noise and class for every model; students and baselines: "
+    "the first seed. Real: the picture that the data have for that row, which has nothing to do with its noise."
+)
 MOST_PICTURES = 30_000  # that the judge is trained on
-SHOWN = ("hard_labels", "uniform_mean")  # of a student's baselines, in the grid
-Answers = Callable[[Part], Tensor]
 
 
-class Judging:
+class PictureJudging:
     """The judge of a recipe's pictures, and the real test pictures that others are compared with."""
 
     def __init__(self, ws: Workspace):
@@ -55,12 +58,13 @@ class Judging:
         first = [int(np.flatnonzero(self._codes[self.ids] == place)[0]) for place in self._places()]
         columns = {"real": self._pictures(self.ids[first])}
         for part in parts:
-            if (name := _shown(part)) is not None and name not in columns:
+            if (name := shown_as(part)) is not None and name not in columns:
                 columns[name] = self.task.in_units(answers(part)[first]).float()
         side = int(len(self.task.names) ** 0.5)
         sheet = torch.stack(list(columns.values()), dim=1).clamp(0, 1).mul(255).round().to(torch.uint8)
         rows = [str(self.names[place]) for place in self._places()]
-        return Grid(rows, list(columns), sheet.reshape(len(rows), len(columns), side, side).numpy())
+        pictures = sheet.reshape(len(rows), len(columns), side, side).numpy()
+        return Grid(rows, list(columns), pictures, "A test row of each class as every model draws it", NOTE)
 
     def _places(self) -> list[int]:
         """Return the classes that test rows are of."""
@@ -110,11 +114,3 @@ class Judging:
             metrics={"accuracy": accuracy, "frechet_of_real": floor, "pictures": len(ids)},
         ).write(self.folder)
         self.ws.say("report", f"judge: accuracy {accuracy:.3f} on real pictures, which are {floor:.2f} from real ones")
-
-
-def _shown(part: Part) -> str | None:
-    """Return what the grid calls a model, None of one that it leaves out."""
-    kind, name = part.row["kind"], part.row["name"]
-    if kind == "baseline":
-        return name.replace("_", " ") if name in SHOWN else None
-    return f"{name} (fusion)" if kind == "fusion" else str(name)
