@@ -1,8 +1,8 @@
 """Fitting teacher stores into so many bytes: what to give up, in the order of how little it costs a student.
 
-Bytes are counted before compression, so what is promised is an upper bound. First logits take fewer bits (the KL stays
-under the limit that was set), then features do, then they are projected, then dropped; views go last, halved: each
-view is another epoch's worth of fresh inputs.
+Chunks are counted whole and before compression, so what is promised is an upper bound. First logits take fewer bits
+(the KL stays under the limit that was set), then features do, then they are projected, then dropped; views go last,
+halved: each view is another epoch's worth of fresh inputs.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -13,7 +13,7 @@ from pipeline.errors import StillroomError
 from pipeline.store.codecs import parse_codec
 from pipeline.store.codecs.features import parse_feature_codec
 from pipeline.store.fields import field_specs, fold_specs, splits_with_features
-from pipeline.store.layout import ROW_ARRAYS, ArraySpec
+from pipeline.store.layout import ROW_ARRAYS, ArraySpec, Layout
 
 GIGABYTE = 10**9
 SMALL_LOGITS = {"kind": "companded8"}  # a byte a class, mean KL under 1e-4 on every network's logits tried
@@ -40,20 +40,19 @@ class Size:
     widths: Sequence[Mapping[str, int]]
 
     def num_bytes(self, kept: Kept) -> int:
-        """Return the bytes of all teacher stores together, before compression."""
-        rows = {split: count * (kept.views if split == "train" else 1) for split, count in self.samples.items()}
-        return sum(
-            self._row_bytes(kept, widths, split) * count for widths in self.widths for split, count in rows.items()
-        )
+        """Return the most bytes that the chunks of all teacher stores take together."""
+        return sum(self.layout(kept, widths).num_bytes for widths in self.widths)
 
-    def _row_bytes(self, kept: Kept, widths: Mapping[str, int], split: str) -> int:
+    def layout(self, kept: Kept, widths: Mapping[str, int]) -> Layout:
+        """Return the layout of a teacher's store with layers of these widths."""
         codec = parse_codec("fp16" if kept.codec == "auto" else kept.codec, "logits.codec")
         names = tuple(self.samples)
-        specs = list(field_specs("logits", codec, (self.num_classes,), names).values())
-        parts = [parse_feature_codec(kept.feature_codec, "").part(widths[n]) for n in kept.features if n in widths]
-        features = [ArraySpec(part.tail, part.dtype, splits=splits_with_features(names)) for part in parts]
-        specs = [*specs, *features, *ROW_ARRAYS.values(), *fold_specs(names).values()]
-        return sum(spec.row_bytes for spec in specs if spec.splits is None or split in spec.splits)
+        parts = {n: parse_feature_codec(kept.feature_codec, "").part(widths[n]) for n in kept.features if n in widths}
+        splits = splits_with_features(names)
+        features = {f"features/{n}": ArraySpec(part.tail, part.dtype, splits=splits) for n, part in parts.items()}
+        specs = field_specs("logits", codec, (self.num_classes,), names)
+        rows = {split: (kept.views if split == "train" else 1, count) for split, count in self.samples.items()}
+        return Layout(rows, {**specs, **features, **ROW_ARRAYS, **fold_specs(names)})
 
 
 def fit_budget(size: Size, asked: Kept, max_gb: float) -> Kept:

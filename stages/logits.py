@@ -144,6 +144,6 @@ def _predict_cost(ws: Workspace, entry: TeacherEntry, teacher: Teacher, writer: 
     block = sum(spec.row_bytes for spec in layout.arrays.values()) * layout.block_rows
     ws.say(
         "logits",
-        f"{entry.name}: {missing:,} of {layout.rows:,} rows to dump; at most {as_size(layout.num_bytes)} in all, about "
-        f"{as_span(seconds)}, blocks of {as_size(block)} in memory",
+        f"{entry.name}: {missing:,} of {layout.rows:,} rows to dump; chunks of at most {as_size(layout.num_bytes)}, "
+        f"about {as_span(seconds)}, blocks of {as_size(block)} in memory",
     )

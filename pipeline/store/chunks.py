@@ -66,7 +66,7 @@ def load(
     with _opened(path, num_bytes) as descriptor:
         if shuffle is None and num_bytes != raw.nbytes + CRC_BYTES:
             raise DamagedChunk(f"it holds {num_bytes - CRC_BYTES} bytes, its array says {raw.nbytes}")
-        if num_bytes < CRC_BYTES or num_bytes > raw.nbytes + CRC_BYTES + BLOSC_HEADER.size:
+        if num_bytes < CRC_BYTES or num_bytes > largest_chunk(raw.nbytes, shuffle):
             raise DamagedChunk(f"it has {num_bytes} bytes for an array of {raw.nbytes}")
         content = raw if shuffle is None else np.empty(num_bytes - CRC_BYTES, np.uint8)
         found = _read(descriptor, content, tail)
@@ -78,6 +78,11 @@ def load(
             raise DamagedChunk(f"sha256 {digest.hexdigest()[:12]}, the commit record says {sha256[:12]}")
     if shuffle is not None:
         _decompress(content, raw)
+
+
+def largest_chunk(raw_bytes: int, shuffle: Shuffle | None) -> int:
+    """Return the most bytes that a chunk of so many takes: what doesn't shrink is kept as it is, behind a header."""
+    return raw_bytes + CRC_BYTES + (0 if shuffle is None else BLOSC_HEADER.size)
 
 
 @contextlib.contextmanager

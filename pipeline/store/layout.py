@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import zarr
 
-from pipeline.store.chunks import compressors
+from pipeline.store.chunks import compressors, largest_chunk
 from pipeline.store.codecs.base import Shuffle
 
 TARGET_BYTES = 6 << 20
@@ -115,9 +115,11 @@ class Layout:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of all arrays, before any compression."""
+        """The most bytes that all chunks take on disk: each of its whole rows, before any compression."""
         return sum(
-            spec.row_bytes * samples * (views if spec.per_view else 1)
+            largest_chunk(self.chunk_rows(split) * spec.row_bytes, spec.shuffle)
+            * -(-samples // self.block_rows)
+            * (views if spec.per_view else 1)
             for split, (views, samples) in self.splits.items()
             for spec in self.arrays_in(split).values()
         )
