@@ -19,6 +19,10 @@ def asks(recipe: Recipe) -> Asked:
     """Return what is asked for."""
     if recipe.data.numbers:
         return "numbers"
+    if recipe.data.boxes is not None:
+        return "boxes"
+    if recipe.data.translation is not None:
+        return "sentences"
     from pipeline.datasets import data_sets
 
     entry = data_sets().get(recipe.data.name or "")

@@ -9,38 +9,21 @@ from typing import Any
 from pipeline.errors import StillroomError, near_names
 from stages import teacher_files
 from stages.asks import is_real
+from stages.check_data import data_faults
 from stages.check_others import other_faults
 from stages.check_reals import real_fusion_faults, real_sweep_faults, real_teacher_faults
-from stages.check_sources import place_faults, source_faults
+from stages.check_sources import source_faults
 from stages.check_students import student_faults
 from stages.faults import raised, unknown
 from stages.recipe import AUTO, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
 
-OF_TABLES = ("label", "numbers", "text", "drop", "groups", "test_rows")  # keys of `data`
-OF_PICTURES = ("size", "channels")
 LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an entry may say whose targets aren't stored
 
 
 def cross_faults(recipe: Recipe) -> list[str]:
     """Return the faults of a recipe whose every key has the right type."""
-    checks = (_data, source_faults, _inputs, _views, _names, _models, other_faults, _fusions, student_faults)
+    checks = (data_faults, source_faults, _inputs, _views, _names, _models, other_faults, _fusions, student_faults)
     return [fault for check in checks for fault in check(recipe)]
-
-
-def _data(recipe: Recipe) -> Iterator[str]:
-    data = recipe.data
-    yield from place_faults(recipe)
-    if data.table is not None and data.label is None and not data.numbers:
-        yield "data.label: missing; expected the table's column of classes; add it, or name numbers"
-    if data.numbers and data.label is not None:
-        yield f"data.numbers: found {data.numbers} beside a label; expected one of both; remove one"
-    if len(set(data.numbers)) < len(data.numbers):
-        yield f"data.numbers: found {data.numbers}; expected each column once; remove the repeated"
-    is_table = data.table is not None or bool(recipe.source)
-    strange, where = (OF_PICTURES, "of pictures") if is_table else (OF_TABLES, "with data.table or [[source]]")
-    for key in strange:
-        if key in data.model_fields_set:
-            yield f"data.{key}: found {getattr(data, key)!r}; expected it only {where}; remove it"
 
 
 def _inputs(recipe: Recipe) -> Iterator[str]:

@@ -26,8 +26,9 @@ class Data(Section):
 
     Of a table, `label` is the column of classes, or `numbers` those of real numbers to answer with, `text` the columns
     of words, `drop` those that no model may see, `groups` one whose groups are compared, and `test_rows` one that says
-    which rows are the test, or a second file of them. Of several sources, which [[source]] describe, `key` is the
-    column that all of them share.
+    which rows are the test, or a second file of them, `translation` a column that the first of `text` is to be
+    translated into. Of several sources, which [[source]] describe, `key` is the column that all of them share. Of
+    pictures in a folder, `boxes` is a file in COCO's format that says what is where, `test_boxes` that of the test.
     """
 
     name: str | None = None
@@ -40,6 +41,9 @@ class Data(Section):
     drop: list[str] = []
     groups: str | None = None
     test_rows: str | None = None
+    translation: str | None = None
+    boxes: str | None = None
+    test_boxes: str | None = None
     calibration: Annotated[float, Field(gt=0, lt=1)] = 0.1
     test: Annotated[float, Field(gt=0, lt=1)] = 0.2
     labelled: Count | None = None

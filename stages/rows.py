@@ -64,11 +64,14 @@ class Rows:
         common: dict[str, Any] = {"inputs": inputs, "memory_budget": int(data.memory_gb * 2**30)}
         if data.table is None and not self.recipe.source:
             place = data.name or _folder(str(data.folder))
+            files = {key: named for key in ("boxes", "test_boxes") if (named := getattr(data, key)) is not None}
+            common |= {key: _file(named, f"data.{key}", "a file of COCO's") for key, named in files.items()}
             return open_dataset(place, raw, size=data.size, channels=data.channels, **common)
         columns = {"drop": data.drop, "text": data.text, "groups": data.groups, "test": data.test_rows}
         common |= {"label": data.label, **columns}
         if data.table is not None:
-            return open_table(_file(data.table), raw, numbers=data.numbers, **common)
+            table = _file(data.table, "data.table", "a table of records")
+            return open_table(table, raw, numbers=data.numbers, translation=data.translation, **common)
         specs = [TypeAdapter(SourceSpec).validate_python(entry.model_dump()) for entry in self.recipe.source]
         folder = None if data.name is None else made_sources(data.name, raw)
         return open_sources(specs, raw, key=str(data.key), folder=folder, name=data.name, **common)
@@ -214,10 +217,10 @@ def _folder(text: str) -> str:
     return str(folder.resolve())
 
 
-def _file(text: str) -> Path:
+def _file(text: str, where: str, expected: str) -> Path:
     path = Path(text).expanduser()
     if not path.is_file():
-        raise StillroomError(f"data.table: found no file {text!r}; expected a table of records; correct the path")
+        raise StillroomError(f"{where}: found no file {text!r}; expected {expected}; correct the path")
     return path.resolve()
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pipeline.datasets.boxed import BOXED, open_boxed
 from pipeline.datasets.catalog import Entry, data_sets, fetch, find_entry
+from pipeline.datasets.coco import open_coco
 from pipeline.datasets.frames import FRAMES
 from pipeline.datasets.images import ImageDataset, open_folder, open_pictures
 from pipeline.datasets.inputs import InputSpecs
@@ -24,12 +25,15 @@ def open_dataset(
     channels: int | None = None,
     memory_budget: int = 4 << 30,
     inputs: InputSpecs | None = None,
+    boxes: Path | None = None,
+    test_boxes: Path | None = None,
 ) -> ImageDataset | RecordDataset:
     """Return the data set of a catalogue name (fetched into raw if need be) or of a folder.
 
     A folder holds `<class>/*.png` or `train/<class>/` and `test/<class>/`; pictures in `_unlabelled` have
-    label -1. Pictures are resized and centre-cropped to size x size, and turned to 1 or 3 channels. Records are read
-    through the inputs of their entry and through `inputs`, which add to those or replace one of the same name.
+    label -1. Pictures are resized and centre-cropped to size x size, and turned to 1 or 3 channels. With `boxes`, and
+    `test_boxes` of its test, a folder is read as `open_coco` says. Records are read through the inputs of their entry
+    and through `inputs`, which add to those or replace one of the same name.
     Raises StillroomError for an unknown name, a folder that is no data set, a picture that cannot be decoded, or
     options that do not fit the data set.
     """
@@ -39,6 +43,10 @@ def open_dataset(
         "/" in name_or_folder or os.sep in name_or_folder or Path(name_or_folder).is_dir()
     ):
         _check_no_inputs(name_or_folder, inputs)
+        if boxes is not None:
+            shape: dict[str, int | None] = {"size": size, "channels": channels}
+            boxed = open_coco(Path(name_or_folder), Path(raw), boxes, test_boxes=test_boxes, **shape)
+            return boxed.hold_in_memory(memory_budget)
         return open_folder(Path(name_or_folder), Path(raw), size, channels).hold_in_memory(memory_budget)
     entry = find_entry(name_or_folder, catalog)
     if entry.format in MAKERS:

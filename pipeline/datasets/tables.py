@@ -48,6 +48,7 @@ def open_table(
     text: Sequence[str] = (),
     groups: str | None = None,
     test: str | Path | None = None,
+    translation: str | None = None,
     inputs: InputSpecs | None = None,
     memory_budget: int = 4 << 30,
 ) -> RecordDataset:
@@ -57,7 +58,8 @@ def open_table(
     names columns that no model may read, `text` those of words, `groups` one of subgroups (a model reads it, too,
     unless it is dropped). `test` is a column that says which records are the test (true or false, 1 or 0, "test" or
     "train"), or a second file of them. The inputs are "table" over all columns but those of words, then "text" and
-    "words" over these, and `inputs`, which add to them or replace one of that name.
+    "words" over these, and `inputs`, which add to them or replace one of that name. With a `translation`, the column
+    that the one of `text` is to be translated into, they are "pair" and "text".
     Raises StillroomError for a file that cannot be read, an unknown column, or labels that are no classes.
     """
     path = Path(path)
@@ -74,6 +76,7 @@ def open_table(
         text=text,
         groups=groups,
         test=test if isinstance(test, str) else None,
+        translation=translation,
         inputs=inputs,
         memory_budget=memory_budget,
     )
@@ -95,18 +98,21 @@ def records_of(
     memory_budget: int,
     sources: Sequence[str] = (),
     numbers: Sequence[str] = (),
+    translation: str | None = None,
 ) -> RecordDataset:
     """Return a table's rows as records, as `open_table` says; `where` is what errors call it, `sources` what it joins.
 
     `test` is the column that told `is_test`, bool [N], if one did. Raises: as `open_table` does, for its columns.
     """
-    asked = list(numbers) if label is None else [label]
+    asked = [translation] if translation is not None else list(numbers) if label is None else [label]
     for kind, names in {"label": asked, "drop": drop, "text": text, "groups": [groups] if groups else []}.items():
         for each in names:
             if each not in frame:
                 raise unknown_name(f"{where}: {kind}", "column", each, frame)
     classes, labels, targets = tuple(numbers), np.zeros(len(frame), np.int64), None
-    if label is None:
+    if translation is not None:
+        labels = np.array([-1 if text is None else 0 for text in as_texts(frame[translation])], np.int64)
+    elif label is None:
         targets = _numbers(where, frame[list(numbers)])
     else:
         classes, labels = _classes(where, frame[label], is_test)
@@ -116,11 +122,15 @@ def records_of(
         raise StillroomError(f"{where}: found no column but those left out; expected one to learn from; drop fewer")
     return RecordDataset(
         name=name,
-        frame=frame[[each for each in frame if each in columns or each == groups]],
+        frame=frame[[each for each in frame if each in columns or each in (groups, translation)]],
         classes=classes,
         labels=labels,
         official_test=np.flatnonzero(is_test),
-        inputs={**default_inputs(columns, text), **(inputs or {})},
+        inputs={
+            **(default_inputs(columns, text) if translation is None else _pair(text, translation)),
+            **(inputs or {}),
+        },
+        asks_sentences=translation is not None,
         raw=raw,
         groups=groups,
         unread=(groups,) if groups in unseen and groups is not None else (),
@@ -128,6 +138,14 @@ def records_of(
         sources=tuple(sources),
         targets=targets,
     )
+
+
+def _pair(text: Sequence[str], translation: str) -> dict[str, dict[str, Any]]:
+    """Return the inputs of a table of texts and their translations."""
+    return {
+        "pair": {"kind": "pair", "text": text[0], "translation": translation},
+        "text": {"kind": "text", "columns": [text[0]]},
+    }
 
 
 def default_inputs(columns: Sequence[str], text: Sequence[str]) -> dict[str, dict[str, Any]]:

@@ -151,3 +151,21 @@ def test_only_numbers_lose_the_zero_behind_their_point(tmp_path):
     table = pd.DataFrame({"size": range(6), "release": ["v1", "v1.0", "v2.0", "v1", "v1.0", "v2.0"]})
     table.to_csv(tmp_path / "releases.csv", index=False)
     assert open_table(tmp_path / "releases.csv", tmp_path, label="release").classes == ("v1", "v1.0", "v2.0")
+
+
+def test_a_translation_is_asked_for_instead_of_classes(path):
+    path.write_text("en,es,part\nopen the file,abrir el archivo,menu\nsave,guardar,\nprint,,\n")
+    dataset = opened(path, label=None, text=["en"], translation="es", drop=["part"])
+    assert dataset.asks_sentences
+    assert dataset.labels.tolist() == [0, 0, -1]
+    assert list(dataset.inputs) == ["pair", "text"]
+    assert dataset.reading("text").read(np.array([1])) == ["save"]
+    pair = dataset.fit(np.array([0, 1])).reading("pair")
+    pieces = pair.tokens(np.array([0, 2]))
+    assert pair.fitted.vocabulary.decode(pieces[:1])[0] == "abrir el archivo"
+    assert pieces[1].max() == -1
+
+
+def test_a_translations_column_must_be_there(path):
+    with pytest.raises(StillroomError, match=r"unknown column 'nme'.*did you mean 'name'"):
+        opened(path, label=None, text=["sex"], translation="nme")

@@ -408,7 +408,7 @@ FAULTS = {
     ),
     "a label beside": (
         ["data.label=town"],
-        r"data.numbers: found \['price', 'area'\] beside a label; expected one of both",
+        r"data.numbers: found \['price', 'area'\] beside label; expected one of both",
     ),
 }
 

@@ -101,6 +101,35 @@ def test_a_fault_is_told_with_its_place_and_the_near_name(write, old, new, told)
         load_recipe(write(SOUND.replace(old, new, 1)))
 
 
+TABLE = 'table = "rows.csv"'
+OF_DATA = {
+    "nothing told": (TABLE, r"data\.label: missing; expected the table's column of classes"),
+    "a label and numbers": (f'{TABLE}\nlabel = "a"\nnumbers = ["b"]', r"data\.numbers: found \['b'\] beside label"),
+    "a label and a translation": (f'{TABLE}\nlabel = "a"\ntranslation = "b"', r"data\.translation: found 'b' beside label"),
+    "nothing to translate": (f'{TABLE}\ntranslation = "b"', r"data\.text: found \[\] with data\.translation"),
+    "two to translate": (f'{TABLE}\ntranslation = "b"\ntext = ["a", "c"]', r"data\.text: found \['a', 'c'\] with"),
+    "pictures' boxes of a table": (f'{TABLE}\nlabel = "a"\nboxes = "b"', r"data\.boxes: found 'b'; expected it only of pictures"),
+    "a translation of pictures": ('folder = "x"\ntranslation = "b"', r"data\.translation: found 'b'; .* only with data\.table;"),
+    "boxes of a name": ('name = "mnist-5k"\nboxes = "b"', r"data\.boxes: found 'b'; expected it only with data\.folder"),
+    "the test's boxes alone": ('folder = "x"\ntest_boxes = "b"', r"data\.test_boxes: found 'b' without data\.boxes"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", OF_DATA)
+def test_what_a_recipe_asks_of_its_data_must_fit(write, what):
+    said, told = OF_DATA[what]
+    with pytest.raises(StillroomError, match=told):
+        load_recipe(write(SOUND.replace('name = "mnist-5k"', said, 1)))
+
+
+def test_sources_have_no_translation_and_no_boxes(write):
+    text = SOUND.replace('name = "mnist-5k"', 'key = "id"\nlabel = "a.x"\ntranslation = "a.y"\nboxes = "b"', 1)
+    with pytest.raises(StillroomError) as caught:
+        load_recipe(write(f'{text}\n[[source]]\nname = "a"\nfile = "a.csv"\n'))
+    assert "data.translation: found 'a.y'; expected it only with data.table" in str(caught.value)
+    assert "data.boxes: found 'b'; expected it only of pictures" in str(caught.value)
+
+
 def test_all_faults_are_told_at_once(write):
     text = SOUND.replace("mnist-5k", "mnist").replace('model = "mlp"', 'model = "mpl"')
     with pytest.raises(StillroomError) as caught:
