@@ -13,12 +13,13 @@ from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
 from stages import data, runs
 from stages.auto import chosen
+from stages.judging import judge_folder
 from stages.league import LEAGUE
 from stages.recipe import AUTO
 from stages.search import all_students
 from stages.workspace import Workspace, fold_model_name
 
-KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students", "autos", "exports")
+KINDS = ("plans", "budgets", "teachers", "logits", "leagues", "targets", "students", "autos", "judges", "exports")
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,8 @@ def wanted(ws: Workspace) -> list[Wanted]:
         shown = ws.steps(job.entry, len(plan.splits["train"]))[0] * job.entry.batch_size
         found += [Wanted("students", each.name, runs.folder_of(ws, each), shown) for each in runs.members(job)]
         found.append(Wanted("students", job.name, runs.folder_of(ws, job), 0 if job.entry.ensemble else shown))
-    return found
+    judge = judge_folder(ws)
+    return found if judge is None else [*found, Wanted("judges", ws.dataset.name, judge, 0)]
 
 
 def is_dumped(ws: Workspace) -> bool:

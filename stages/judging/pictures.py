@@ -1,5 +1,6 @@
 """Pictures that were made are judged: by a small classifier, trained once on real ones and kept beside the data."""
 
+import time
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -24,6 +25,15 @@ NOTE = (
 MOST_PICTURES = 30_000  # that the judge is trained on
 
 
+def folder_of(ws: Workspace) -> Path:
+    """Return where the judge of a recipe's pictures is kept."""
+    return artefact_folder(ws.root / "judges", ws.dataset.name, _config(ws))
+
+
+def _config(ws: Workspace) -> dict[str, object]:
+    return {"stage": "judge", "version": 1, "plan": ws.plan.fingerprint, "most": MOST_PICTURES, "seed": SEED}
+
+
 class PictureJudging:
     """The judge of a recipe's pictures, and the real test pictures that others are compared with."""
 
@@ -34,7 +44,7 @@ class PictureJudging:
         self.ws, self.task = ws, ws.task
         self.names, self._codes = np.unique(groups, return_inverse=True)
         self.ids = ws.plan.splits["test"].ids
-        self.folder = artefact_folder(ws.root / "judges", ws.dataset.name, self._config())
+        self.folder = folder_of(ws)
         self.judge = self._ensured()
         self.real = self.judge.judged(self._pictures(self.ids))[0]
 
@@ -84,9 +94,6 @@ class PictureJudging:
         ids = np.setdiff1d(np.arange(len(self.ws.dataset)), test)
         return ids[np.linspace(0, len(ids) - 1, min(len(ids), MOST_PICTURES)).astype(np.int64)]
 
-    def _config(self) -> dict[str, object]:
-        return {"stage": "judge", "version": 1, "plan": self.ws.plan.fingerprint, "most": MOST_PICTURES, "seed": SEED}
-
     def _ensured(self) -> Judge:
         side, classes = int(len(self.task.names) ** 0.5), len(self.names)
         manifest, path = read_manifest(self.folder), self.folder / WEIGHTS
@@ -94,10 +101,11 @@ class PictureJudging:
             judge = Judge(side, classes)
             load_weights(judge, path)
             return judge.eval()
-        ids = self._learns_from()
+        ids, started = self._learns_from(), time.perf_counter()
         judge = fit_judge(self._pictures(ids), self._labels(ids), side=side, classes=classes, seed=SEED)
         save_weights(judge, path)
         self._seal(judge, path, ids)
+        self.ws.made(self.folder, seconds=time.perf_counter() - started)
         return judge
 
     def _seal(self, judge: Judge, path: Path, ids: np.ndarray) -> None:
@@ -109,7 +117,7 @@ class PictureJudging:
         Manifest(
             kind="judge",
             name=self.ws.dataset.name,
-            config=self._config(),
+            config=_config(self.ws),
             digests={WEIGHTS: file_digest(path)},
             metrics={"accuracy": accuracy, "frechet_of_real": floor, "pictures": len(ids)},
         ).write(self.folder)

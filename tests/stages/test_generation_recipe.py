@@ -13,7 +13,7 @@ from pipeline.lineage import read_manifest
 from pipeline.report import DISHONEST
 from pipeline.store import open_targets, open_teacher
 from pipeline.tasks import Draws
-from stages import report
+from stages import gc, report, status
 from stages.judging import PictureJudging
 from stages.load import load_recipe
 from stages.runs import folder_of, runs
@@ -77,6 +77,18 @@ def test_teachers_are_steered_by_their_own_loss_and_students_by_how_far_all_are_
         details = read_manifest(folder_of(ws, job)).details
         best = min(details["history"], key=lambda figures: figures["energy"])
         assert best["step"] == details["best_step"]
+
+
+def test_the_judge_belongs_to_its_recipe_and_is_no_waste(ws, capsys):
+    (folder,) = (ws.root / "judges").iterdir()
+    status.run(ws, as_json=True)
+    rows = json.loads(capsys.readouterr().out)["artefacts"]
+    assert [(row["path"], row["state"]) for row in rows if row["kind"] == "judges"] == [(str(folder), "finished")]
+    gc.run([ws], delete=True)
+    assert folder.exists()
+    (ws.root / "judges" / "other-000000000000").mkdir()
+    gc.run([ws], delete=True)
+    assert list((ws.root / "judges").iterdir()) == [folder]
 
 
 def test_the_page_shows_pictures_and_the_judge_is_kept(ws):
