@@ -31,6 +31,7 @@ from pipeline.calibration import fit_temperature
 from pipeline.encoding import choose_encoding
 from pipeline.errors import CorruptBlockError, StaleStoreError, StillroomError
 from pipeline.fusion import FUSIONS, Target
+from pipeline.joined import FIT_ON
 from pipeline.loader import open_replayer
 from pipeline.store import open_targets, open_teacher
 from pipeline.store.verify import verify
@@ -418,7 +419,7 @@ def fused(folder, stores, **asked):
 def targets(stores, tmp_path_factory):
     """One target store for each kind of rows to fit on."""
     root, teachers = tmp_path_factory.mktemp("targets"), list(stores.values())
-    return {on: fused(root / on, teachers, fit_on=on, honest=on != "train") for on in fuse.FIT_ON}
+    return {on: fused(root / on, teachers, fit_on=on, honest=on != "train") for on in FIT_ON}
 
 
 def test_the_memorising_teacher_gets_its_weight_from_train_rows_alone(targets):
@@ -430,7 +431,7 @@ def test_the_memorising_teacher_gets_its_weight_from_train_rows_alone(targets):
     assert nll["out_of_fold"] < nll["train"] - 1
 
 
-@pytest.mark.parametrize("fit_on", fuse.FIT_ON)
+@pytest.mark.parametrize("fit_on", FIT_ON)
 @pytest.mark.parametrize("calibrate", [True, False])
 def test_fitting_rows_are_the_rows_asked_for(stores, replayer, fit_on, calibrate):
     plan, teachers = replayer.plan, list(stores.values())
@@ -448,7 +449,7 @@ def test_fitting_rows_are_the_rows_asked_for(stores, replayer, fit_on, calibrate
 def test_very_many_rows_are_thinned_evenly(stores, monkeypatch):
     monkeypatch.setattr(joined, "FITTED_VALUES", 2 * 3 * 40)
     teachers = list(stores.values())
-    whole = {on: teachers[0].plan().splits[on] for on in fuse.FIT_ON}
+    whole = {on: teachers[0].plan().splits[on] for on in FIT_ON}
     for on, split in whole.items():
         ids = split.ids[split.labelled] if on == "train" else split.ids
         step = -(-len(ids) // 40)
