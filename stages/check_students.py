@@ -1,5 +1,6 @@
 """What pydantic cannot see in a recipe's students: what they learn from, their losses, who they are trained beside."""
 
+import json
 from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any
@@ -86,7 +87,8 @@ def _company(recipe: Recipe, entry: StudentEntry, where: str) -> Iterator[str]:
         if entry.loss.features:
             yield f"{where}.loss.features: found some with fusion 'labels'; expected none; remove them"
         if entry.baselines:
-            yield f"{where}.baselines: found true with fusion 'labels'; expected false; set baselines = false"
+            found = json.dumps(entry.baselines)
+            yield f"{where}.baselines: found {found} with fusion 'labels'; expected false; set baselines = false"
     if entry.monitor == "kl" and not stored:
         yield f"{where}.monitor: found 'kl' with fusion {entry.fusion!r}; expected a stored one; change one"
     if entry.fusion == EACH and entry.options.get("heads", entry.options.get("members")) != len(recipe.teacher):

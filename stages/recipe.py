@@ -1,7 +1,7 @@
 """What a recipe may say: its tables, keys, types and defaults."""
 
 import json
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -13,6 +13,8 @@ RecipeName = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Precision = Literal["auto", "fp32", "bf16"]
+Baseline = Literal["uniform_mean", "best_single", "hard_labels"]
+BASELINES: tuple[Baseline, ...] = get_args(Baseline)  # in the order they are trained in
 
 
 class Section(BaseModel):
@@ -243,6 +245,7 @@ class StudentEntry(Training):
     `monitor` steers early stopping and the choice of weights: NLL on calibration rows, or "kl", how far it is there
     from its target. `order_seed` shows all seeds the same rows in the same order, so that they share one pass.
     `ensemble` trains so many of each seed and joins those that help; `generations` trains again on its own answers.
+    `baselines` are what it is compared with: all three, none, or those named.
     A scikit-learn student is fitted to `fit_views` of each row's; a regressor to probabilities or their logs (`space`).
     """
 
@@ -250,13 +253,19 @@ class StudentEntry(Training):
     fusion: str = "mean"
     seeds: Annotated[list[Annotated[int, Field(ge=0)]], Field(min_length=1)] = [0, 1, 2, 3, 4]
     loss: LossEntry = LossEntry()
-    baselines: bool = True
+    baselines: bool | list[Baseline] = True
     monitor: Literal["nll", "kl"] = "nll"
     order_seed: Annotated[int, Field(ge=0)] | None = None
     ensemble: Annotated[int, Field(ge=2)] | None = None
     generations: Count = 1
     fit_views: Count = 1
     space: Literal["probs", "log"] = "probs"
+
+    @property
+    def compared_with(self) -> tuple[str, ...]:
+        """The baselines it asks for."""
+        asked = self.baselines
+        return tuple(name for name in BASELINES if (name in asked if isinstance(asked, list) else asked))
 
 
 class Sweep(Section):

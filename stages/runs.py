@@ -75,8 +75,9 @@ class Run:
 def runs(ws: Workspace, entry: StudentEntry) -> Iterator[Run]:
     """Yield a student's runs: itself, then its baselines, each over all seeds."""
     fusions: dict[str, FusionEntry | None] = {"student": fusion_of(ws, entry)}
-    if entry.baselines:
-        fusions |= {**_baselines(ws, entry, fusions["student"]), "hard_labels": None}
+    if asked := entry.compared_with:
+        baselines = {**_baselines(ws, entry, fusions["student"]), "hard_labels": None}
+        fusions |= {role: baselines[role] for role in asked}
     for role, fusion in fusions.items():
         yield from (Run(entry, role, seed, fusion) for seed in entry.seeds)
     for seed in entry.seeds if entry.generations > 1 else ():

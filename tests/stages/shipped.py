@@ -90,9 +90,8 @@ def check_rows(ws: Workspace, *, classes: int) -> None:
         + [
             ("baseline", role, entry.name, seed)
             for entry in recipe.student
-            if entry.baselines
             for seed in SEEDS
-            for role in BASELINES
+            for role in entry.compared_with
         ]
     )
     assert Counter((row["kind"], row["name"], row.get("student"), row["seed"]) for row in rows) == expected

@@ -333,6 +333,26 @@ def test_every_fault_of_a_loss_is_told_at_once(dumped):
     assert len(str(raised.value).splitlines()) == 3
 
 
+@pytest.mark.parametrize(
+    ("asked", "roles"),
+    [
+        ("true", ["student", "uniform_mean", "best_single", "hard_labels"]),
+        ('["hard_labels","best_single"]', ["student", "best_single", "hard_labels"]),
+        ('["hard_labels"]', ["student", "hard_labels"]),
+        ("[]", ["student"]),
+        ("false", ["student"]),
+    ],
+)
+def test_a_recipe_says_which_baselines_are_trained(dumped, asked, roles):
+    ws = workspace(dumped, f"student.srd.baselines={asked}")
+    assert list(dict.fromkeys(job.role for job in runs.runs(ws, ws.recipe.find("student", "srd")))) == roles
+
+
+def test_an_unknown_baseline_is_told(dumped):
+    with pytest.raises(StillroomError, match=r"student\.srd\.baselines.*hard_labels"):
+        workspace(dumped, 'student.srd.baselines=["hard_lables"]')
+
+
 def test_a_baseline_is_neither_featured_nor_smoothed(dumped):
     ws = workspace(dumped, "student.srd.baselines=true", "student.srd.loss.smoothing=0.1")
     jobs = {job.role: job for job in runs.runs(ws, ws.recipe.find("student", "srd"))}
