@@ -1,6 +1,6 @@
 """fuse: teacher stores become target stores, without a teacher; each target is scored as a classifier first."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -125,25 +125,22 @@ def _check_parents(ws: Workspace, entry: FusionEntry, folder: Path) -> None:
 
 
 def league_table(ws: Workspace, fusions: Sequence[FusionEntry]) -> Table:
-    """Return teachers and fused targets as classifiers, on calibration and test rows."""
+    """Return teachers and fused targets as the students they would be, on calibration rows and then on test rows."""
     figures = figures_of(ws.task)
-    table = Table("", title=f"League table ({', '.join(figures.values())})", title_justify="left")
-    for split in ("calibration", "test"):
-        for column in (split, *list(figures.values())[1:]):
-            table.add_column(column, justify="right", no_wrap=True)
-    for teacher in ws.recipe.teacher:
-        scores = ws.teacher_store_scores(teacher.name)
-        table.add_row(f"teacher {teacher.name}", *_cells(scores, figures))
+    scores = {f"teacher {teacher.name}": ws.teacher_store_scores(teacher.name) for teacher in ws.recipe.teacher}
     for fusion in fusions:
         manifest = require_manifest(ws.target_folder(fusion), "target store", make_with="stillroom fuse")
         mark = "" if fuse.is_honest(manifest.config) else f" ({DISHONEST})"
-        table.add_row(f"fusion {fusion.name}{mark}", *_cells(manifest.details["scores"], figures))
+        scores[f"fusion {fusion.name}{mark}"] = manifest.details["scores"]
+    table = Table("league table", "rows", title_justify="left")
+    for column in figures.values():
+        table.add_column(column, justify="right", no_wrap=True)
+    for split in ("calibration", "test"):
+        for name, each in scores.items():
+            table.add_row(name, split, *_cells(each[split], figures))
+        table.add_section()
     return table
 
 
-def _cells(scores: dict[str, dict[str, float]], figures: Iterable[str]) -> list[str]:
-    return [
-        f"{scores[split][key]:.4f}" if key in scores[split] else "-"
-        for split in ("calibration", "test")
-        for key in figures
-    ]
+def _cells(scores: Mapping[str, float], figures: Iterable[str]) -> list[str]:
+    return [f"{scores[key]:.4f}" if key in scores else "-" for key in figures]

@@ -91,7 +91,7 @@ class Objective(nn.Module):
             targets = None
         else:
             targets = targets_of(batch, self.temperature)
-            loss, parts = self.distil(logits, targets, batch)
+            loss, parts = self._of_cases(logits, targets, batch)
             loss = of_rows(loss, batch.labels)
             parts = {name: of_rows(part, batch.labels) for name, part in parts.items()}
         added, compared = self.features(logits, batch, targets)
@@ -108,6 +108,22 @@ class Objective(nn.Module):
         }
         weighed = (entry.weight * parts[name] for name, entry in self._entries)
         return sum(weighed, torch.zeros(len(batch), device=logits.device)), parts
+
+    def _of_cases(self, logits: Tensor, targets: Targets, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss on labels and targets, of a row's several cases only where there is one: [B, ...].
+
+        Half of a batch of sentences is padding, which would cost as much as words and then count nothing.
+        """
+        several = logits.ndim == batch.labels.ndim + 1 > 2
+        is_case = batch.labels >= 0
+        if not several or self._kind in BETWEEN_ROWS or batch.mix is not None or not is_case.any():
+            return self.distil(logits, targets, batch)
+        loss, parts = self.distil(logits[is_case], targets[is_case], replace(batch, labels=batch.labels[is_case]))
+
+        def in_place(each: Tensor) -> Tensor:
+            return each.new_zeros(is_case.shape).masked_scatter(is_case, each)
+
+        return in_place(loss), {name: in_place(part) for name, part in parts.items()}
 
     def distil(self, logits: Tensor, targets: Targets, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss on labels and targets, without features: [B, ...]."""

@@ -35,6 +35,7 @@ from toys import (
 
 from pipeline import dump, fuse
 from pipeline.errors import StaleStoreError
+from pipeline.fuse import config as fuse_config
 from pipeline.fusion import FUSIONS, Target
 from pipeline.lineage import MANIFEST, file_digest, fingerprint, read_manifest
 from pipeline.loader import TargetLoader
@@ -337,7 +338,7 @@ def test_a_target_store_with_one_field_changed_is_refused_by_its_name(root, stat
 @over_states
 def test_a_target_store_by_another_version_of_fusing_is_refused(root, state, monkeypatch):
     folder = target_of(root, state)
-    monkeypatch.setattr(fuse, "VERSION", fuse.VERSION + 1)
+    monkeypatch.setattr(fuse_config, "VERSION", fuse_config.VERSION + 1)
     check_refused(lambda: fuse_into(folder), folder, "version")
 
 

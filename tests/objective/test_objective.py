@@ -10,8 +10,11 @@ from torch import nn
 from pipeline.errors import StillroomError
 from pipeline.features import FeatureEntry, FeatureRows, FeatureStart, Hint, parse_feature_loss
 from pipeline.losses import ALPHAS, SOFT_LOSSES, distillation_loss, make_alpha
+from pipeline.losses.members import of_rows
+from pipeline.losses.soft import check_soft_loss
 from pipeline.models import build_model
 from pipeline.objective import Followed, Objective, targets_of
+from pipeline.objective import loss as loss_of
 from pipeline.objective.loss import OBSERVED_EVERY
 from pipeline.sparse import SparseTargets
 from pipeline.train import label_loss, seeded
@@ -74,6 +77,39 @@ def test_without_features_it_is_the_distillation_loss(kind, alpha, mixed):
     batch, logits = batch_of(mixed=mixed), 3 * draws(ROWS, CLASSES)
     found = objective(kind=kind, alpha=alpha, smoothing=0.1)(logits, batch)
     close(found, expected(logits, batch.target_log_probs, batch, kind=kind, alpha=alpha, smoothing=0.1))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in SOFT_LOSSES if kind != "dist"])
+@pytest.mark.parametrize("is_sparse", [False, True])
+def test_of_a_rows_cases_those_that_are_none_cost_and_count_nothing(kind, is_sparse, monkeypatch):
+    labels = torch.tensor([[1, 4, -1, -1], [0, 2, 3, 1], [-1, -1, -1, -1]])
+    logits = (3 * draws(3, 4, CLASSES)).requires_grad_()
+    dense = (3 * draws(3, 4, CLASSES, seed=1) / 2).log_softmax(-1)
+    target = dense
+    if is_sparse:
+        try:
+            check_soft_loss(kind, {}, num_classes=CLASSES, is_sparse=True, has_rest=True, where="here")
+        except StillroomError:
+            pytest.skip("it takes no sparse targets")
+        kept = dense.topk(2)
+        target = SparseTargets(kept.indices, kept.values, (-kept.values.exp().sum(-1)).log1p())
+    batch = Batch(draws(3, *SHAPE), labels, None, None, np.arange(3), 0, target, None)
+    whole, whole_parts = expected(logits, target, batch, kind=kind, alpha=0.3)
+    asked = []
+
+    def recorded(own, *rest, **options):
+        asked.append(len(own))
+        return distillation_loss(own, *rest, **options)
+
+    monkeypatch.setattr(loss_of, "distillation_loss", recorded)
+    loss, parts = objective(kind=kind)(logits, batch)
+    assert asked == [6]
+    torch.testing.assert_close(loss, of_rows(whole, labels))
+    assert parts.keys() == whole_parts.keys()
+    (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+    (wanted,) = torch.autograd.grad(of_rows(whole, labels).sum(), logits)
+    torch.testing.assert_close(gradient, wanted)
+    assert not gradient[labels < 0].any()
 
 
 def test_options_reach_the_soft_loss():
