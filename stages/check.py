@@ -14,8 +14,9 @@ from stages.check_others import other_faults
 from stages.check_reals import real_fusion_faults, real_sweep_faults, real_teacher_faults
 from stages.check_sources import source_faults
 from stages.check_students import student_faults
+from stages.data_entry import Named
 from stages.faults import raised, unknown
-from stages.recipe import AUTO, SINGLE, FusionEntry, Named, Recipe, StudentEntry, TeacherEntry
+from stages.recipe import AUTO, SINGLE, FusionEntry, Recipe, StudentEntry, TeacherEntry
 
 LAZY_KEYS = {"name", "strategy", "target", "teachers", "calibrate"}  # what an entry may say whose targets aren't stored
 

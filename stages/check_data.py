@@ -3,7 +3,8 @@
 from collections.abc import Iterator
 
 from stages.check_sources import place_faults
-from stages.recipe import Data, Recipe
+from stages.data_entry import Data
+from stages.recipe import Recipe
 
 OF_TABLES = ("label", "numbers", "text", "drop", "groups", "test_rows")  # keys of `data`
 OF_ONE_TABLE = ("translation",)

@@ -8,8 +8,9 @@ from pydantic import BaseModel, ValidationError
 
 from pipeline.errors import StillroomError, near_names
 from stages.check import cross_faults
+from stages.data_entry import Data, InputEntry, Views
 from stages.document import parse, read_document, shown, value_faults
-from stages.recipe import Data, FusionEntry, InputEntry, Logits, LossEntry, Recipe, StudentEntry, TeacherEntry, Views
+from stages.recipe import FusionEntry, Logits, LossEntry, Recipe, StudentEntry, TeacherEntry
 from stages.source_entry import ConvertEntry, ExtractEntry, PivotEntry, SourceEntry
 
 SHIPPED = Path(__file__).parent / "recipes"

@@ -126,8 +126,19 @@ class Rows:
             max_train=data.max_train,
             max_test=data.max_test,
             units=dataset.units,
+            considered=self._considered(),
             seed=self.recipe.seed,
         )
+
+    def _considered(self) -> np.ndarray | None:
+        """Return which samples may be in a split: bool [N]; None for all."""
+        most = self.recipe.data.max_words
+        if most is None:
+            return None
+        words = None if isinstance(self.dataset, ImageDataset) else self.dataset.num_words()
+        if words is None:
+            raise StillroomError(f"data.max_words: found {most}; expected it only of texts; remove it")
+        return words <= most
 
     @cached_property
     def plan(self) -> ViewPlan:

@@ -9,20 +9,20 @@ Finite = Annotated[float, Field(allow_inf_nan=False)]
 Value = str | Finite
 
 
-class Entry(BaseModel):
+class Section(BaseModel):
     """A table whose keys are all known."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
 
-class ExtractEntry(Entry):
+class ExtractEntry(Section):
     """What the first group of a regular expression finds in a column's texts."""
 
     column: str
     pattern: str
 
 
-class ConvertEntry(Entry):
+class ConvertEntry(Section):
     """Numbers of `column` become (number + plus) * times, where other columns have the values of `where`."""
 
     column: str
@@ -31,14 +31,14 @@ class ConvertEntry(Entry):
     times: Finite = 1.0
 
 
-class PivotEntry(Entry):
+class PivotEntry(Section):
     """A long table: the column of `names`, which become columns, and that of their `values`."""
 
     names: str
     values: str
 
 
-class SourceEntry(Entry):
+class SourceEntry(Section):
     """One of several sources that share the column `data.key`, and how its rows are prepared."""
 
     name: SourceName

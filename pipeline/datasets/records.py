@@ -18,13 +18,14 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from pipeline.datasets.columns import as_texts, presence_column
+from pipeline.datasets.columns import as_texts, joined_texts, presence_column
 from pipeline.datasets.digests import digest_records, sha256_of
 from pipeline.datasets.inputs import Fitted, FittedPair, Input, OfSource, config_of, parse_of_source
 from pipeline.errors import unknown_name
 from pipeline.ranking import Ranking
 
 RECORD_VERSION = 1  # raise it when the same file gives other records or digests
+OF_TEXT = ("text", "words", "pairs")  # what inputs of texts give
 SHOWN = 400  # characters of a text that people see
 NUMBER_BYTES = 8  # of one number of an input, at most
 
@@ -138,6 +139,17 @@ class RecordDataset:
         """Whether each record has each source: bool [N, S]."""
         columns = [self.frame[presence_column(source)].to_numpy(bool) for source in self.sources]
         return np.stack(columns, axis=1) if columns else np.zeros((len(self), 0), bool)
+
+    def num_words(self) -> np.ndarray | None:
+        """Return how many words the text has that is read by default, of a pair the one to translate: int64 [N].
+
+        None where no text is read by default.
+        """
+        made = self._inputs[self._known(None)]
+        if made.gives not in OF_TEXT:
+            return None
+        columns = made.columns[:1] if made.gives == "pairs" else made.columns
+        return np.array([len(text.split()) for text in joined_texts(self.frame, columns)], np.int64)
 
     def source_of(self, name: str | None) -> OfSource | None:
         """Return an input (None: the default) where it is of one source alone, else None."""

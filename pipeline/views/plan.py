@@ -57,6 +57,7 @@ def make_splits(
     max_train: int | None = None,
     max_test: int | None = None,
     units: np.ndarray | None = None,
+    considered: np.ndarray | None = None,
     seed: int,
 ) -> dict[str, Split]:
     """Return the splits train, calibration and test of a data set: labels int64 [N], -1 where a sample has none.
@@ -65,11 +66,15 @@ def make_splits(
     replaces the latter; `labelled` keeps that many train labels, stratified, and hides the rest. Train samples get
     their positions at random: data sets often lie in class order, and so would the windows a student streams through.
     Samples with one value in `units` [N] are never in two splits: shares are of whole units then, drawn whatever their
-    classes, and train loses whatever, labelled or not, is of a unit that is held out.
+    classes, and train loses whatever, labelled or not, is of a unit that is held out. Of samples that aren't
+    `considered`, no split has any.
 
     Raises: StillroomError when a split comes out empty or more labels are asked for than there are.
     """
-    rest = np.setdiff1d(np.arange(len(labels)), official_test)
+    if considered is not None:
+        official_test = official_test[considered[official_test]]
+    everyone = np.arange(len(labels)) if considered is None else np.flatnonzero(considered)
+    rest = np.setdiff1d(everyone, official_test)
     if max_train is not None:
         rest = _stratified(labels, rest, max_train, seed, "train")
     if len(official_test):

@@ -8,7 +8,9 @@ import numpy as np
 import pytest
 import shipped
 import torch
+from houses import make_houses
 from shipped import of, rows_of, run_shipped
+from toys import make_dataset
 
 from pipeline import fuse as fusing
 from pipeline.datasets.archives import tar_of
@@ -27,6 +29,7 @@ from pipeline.translation.vocabulary import BOS, EOS, PAD
 from pipeline.views import UNLABELLED
 from stages import distill, fuse, sentences
 from stages.load import load_recipe
+from stages.rows import Rows
 from stages.runs import folder_of, runs
 from stages.workspace import Workspace
 from tests.datasets.test_localisation import mo
@@ -37,6 +40,8 @@ WORDS = {
     "new": "nueva", "old": "vieja", "last": "ultima", "first": "primera",
 }  # fmt: skip
 FEW = [
+    "data.max_words=4",
+    "fusion.sentences.by=chrf",
     "data.labelled=60",
     "data.calibration=0.15",
     "data.test=0.2",
@@ -62,6 +67,7 @@ def write_strings(folder) -> None:
     for number, (verb, thing, kind) in enumerate((v, t, k) for v in verbs for t in things for k in kinds):
         said = [WORDS[verb], "la", WORDS[thing], WORDS[kind]]
         pairs.append((f"{verb} the {kind} {thing}", " ".join(said if number % 2 else [*said[:2], said[3], said[2]])))
+    pairs += [(f"{source}, please say so", f"{said}, por favor") for source, said in pairs[:9]]  # too many words
     (folder / "m.mo").write_bytes(mo(*pairs))
     (folder / "libreoffice-es.tar").write_bytes(tar_of(folder, "*.mo"))
 
@@ -88,7 +94,7 @@ def ws(home):
 
 def test_every_model_ran_and_has_all_figures(ws):
     rows = rows_of(ws)
-    assert [len(of(rows, kind)) for kind in ("teacher", "fusion", "student", "baseline")] == [3, 2, 4, 6]
+    assert [len(of(rows, kind)) for kind in ("teacher", "fusion", "student", "baseline")] == [3, 2, 4, 4]
     for row in of(rows, "student") + of(rows, "baseline"):
         assert 0 <= row["chrf"] <= 1
         assert 0 <= row["bleu"] <= 1
@@ -105,11 +111,19 @@ def test_every_model_ran_and_has_all_figures(ws):
     assert set(pieces["mean_weights"]) == {"plain", "deep"}
 
 
+def test_sentences_of_too_many_words_are_in_no_split(ws):
+    used = np.concatenate([split.ids for split in ws.plan.splits.values()])
+    words = ws.dataset.frame["english"].str.split().str.len().to_numpy()
+    assert len(ws.dataset) == 153
+    assert np.array_equal(np.sort(used), np.flatnonzero(words <= 4))
+    assert len(used) == 144
+
+
 def test_stores_keep_pieces_and_sentences_and_verify_reads_them(ws):
     assert isinstance(ws.task, Tokens)
     store = open_teacher(ws.store_folder("deep"))
-    assert store.output.shape == (24, len(ws.task.names))
-    assert store.layout.arrays["hypotheses"].tail == (2, 24)
+    assert store.output.shape == (12, len(ws.task.names))
+    assert store.layout.arrays["hypotheses"].tail == (2, 12)
     assert not verify(store.folder)
     rule = open_teacher(ws.store_folder("apertium"))
     assert rule.outputs == {}
@@ -244,6 +258,14 @@ def test_a_rotten_sentence_is_told_and_a_piece_beyond_the_vocabulary_is_none(ws,
 def test_what_sentences_have_not_got_is_told(override, message):
     with pytest.raises(StillroomError, match=message):
         load_recipe("translation", [override])
+
+
+@pytest.mark.parametrize("dataset", [make_dataset(), make_houses()], ids=["pictures", "numbers"])
+def test_words_are_counted_of_texts_only(tmp_path, dataset):
+    rows = Rows(load_recipe("translation", ["data.max_words=3"]), tmp_path)
+    rows.__dict__["dataset"] = dataset
+    with pytest.raises(StillroomError, match=r"data.max_words: found 3; expected it only of texts"):
+        _ = rows.plan
 
 
 def test_sentences_need_to_be_written(tmp_path):
