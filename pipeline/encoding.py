@@ -33,7 +33,7 @@ from pipeline.store.codecs.features import Fitted, feature_codec_json, parse_fea
 from pipeline.store.describe import read_constant
 from pipeline.store.fields import Output, Sentences, encode_field, outputs_json, read_outputs, read_sentences
 from pipeline.store.layout import ArraySpec, Block
-from pipeline.store.writer import FORMAT
+from pipeline.store.told import FORMAT
 from pipeline.tasks import Shapes, Task, Tokens, joined, parts_of
 from pipeline.views import OUT_OF_FOLD, Replayer, RowKeys
 

@@ -12,7 +12,8 @@ from torch import Tensor
 from pipeline.encoding import measure_codecs, sample_answers
 from pipeline.store.codecs import CODECS, auto_candidates, codec_json
 from pipeline.store.codecs.base import Codec
-from pipeline.store.codecs.features import FEATURE_CODECS, feature_codec_json, measure_feature_error
+from pipeline.store.codecs.feature_error import measure_feature_error
+from pipeline.store.codecs.features import FEATURE_CODECS, feature_codec_json
 from pipeline.views import RowKeys
 from stages import data, teachers
 from stages.asks import refuse_others

@@ -9,8 +9,9 @@ from pathlib import Path
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, read_manifest
+from pipeline.store.files import sweep
 from pipeline.store.verify import Fault, verify
-from pipeline.store.writer import StoreWriter, sweep
+from pipeline.store.writer import StoreWriter
 from stages.workspace import Workspace
 
 

@@ -25,7 +25,7 @@ from pipeline.store.fields import (
     splits_with_features,
 )
 from pipeline.store.layout import ROW_ARRAYS, ArraySpec, Layout
-from pipeline.store.writer import FORMAT, ROOT, attributes_seal
+from pipeline.store.told import FORMAT, ROOT, attributes_seal
 from pipeline.views import OUT_OF_FOLD, UNLABELLED, ViewPlan, out_of_fold
 
 

@@ -25,7 +25,7 @@ from pipeline.store.describe import check_places, check_seal, check_sealed, is_o
 from pipeline.store.fields import HYPOTHESES, SENTENCE, TARGETS, Output, field_array, output_of, read_outputs
 from pipeline.store.layout import Block
 from pipeline.store.records import read_records
-from pipeline.store.writer import FORMAT, ROOT
+from pipeline.store.told import FORMAT, ROOT
 from pipeline.views import Split, ViewPlan, transform_from_spec
 
 MAKE_WITH = {"teacher store": "stillroom logits", "target store": "stillroom fuse"}

@@ -7,15 +7,12 @@ other's work on it is dropped, and nothing that was committed is ever written ag
 
 import contextlib
 import hashlib
-import json
 import os
-import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from threading import Thread
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 
@@ -29,14 +26,13 @@ from pipeline.lineage import (
     locked,
     named,
     partial_name,
-    read_file,
     read_manifest,
     sync_folder,
     write_durably,
 )
 from pipeline.store.chunks import crc32c, load, pack
 from pipeline.store.codecs import combine_errors
-from pipeline.store.describe import MAX_METADATA_BYTES
+from pipeline.store.files import Sha256, content_of, is_at, make_folder, remove, sweep_begun
 from pipeline.store.layout import Block, Layout
 from pipeline.store.records import (
     RECORDS,
@@ -47,12 +43,9 @@ from pipeline.store.records import (
     record_path,
     records_digest,
 )
+from pipeline.store.told import FORMAT, MADE_FROM, ROOT, attributes_seal, differing_fields, told_by
 
-ROOT, PARTIAL = "zarr.json", "*.partial"
-MADE_FROM = "made_from"  # the attribute that holds the config: an unfinished store has no manifest to say it
-FORMAT = 2  # of stores; format 1 (no crc32c in records, codecs by bare name) is still read
 Arrays = Mapping[str, np.ndarray]
-HASHED_BESIDE = 1 << 20  # bytes from which hashing pays for a thread of its own, beside the write
 
 
 @dataclass(frozen=True)
@@ -88,7 +81,7 @@ class StoreWriter:
 
     def prepare(self) -> None:
         """Write the Zarr metadata. Raises StaleStoreError, naming the fields, when another store's lies there."""
-        _make(self.folder)
+        make_folder(self.folder)
         with locked(self.folder):
             for folder in self._strange_folders():
                 raise StillroomError(
@@ -103,9 +96,9 @@ class StoreWriter:
 
     def _check_begun(self) -> None:
         for path in sorted(self.metadata, key=lambda path: path != ROOT):  # the root's first: it says what for
-            found, wanted = _content(self.folder / path), self.metadata[path]
+            found, wanted = content_of(self.folder / path), self.metadata[path]
             if found is not None and found != wanted:
-                fields = ", ".join(_fields(_attributes(found), _attributes(wanted)))
+                fields = ", ".join(differing_fields(told_by(found), told_by(wanted)))
                 raise StaleStoreError(
                     f"{self.folder / path}: found the metadata of another store; expected that of {self.name!r}"
                     f"{fields and ': another '}{fields}; delete {self.folder} and run again"
@@ -118,15 +111,15 @@ class StoreWriter:
             files.update(self.layout.chunk_path(block, name) for name in self.layout.arrays_of(block))
         parents = {parent.as_posix() for path in files for parent in PurePosixPath(path).parents}
         for place in sorted(parents - {"."}):  # a folder before what is in it
-            if not _is_at(self.folder / place, stat.S_ISDIR):
+            if not is_at(self.folder / place, stat.S_ISDIR):
                 yield self.folder / place
 
     def check_fresh(self, manifest: Manifest) -> None:
         """Raise StaleStoreError, naming the fields that differ, unless a finished store is the one wanted."""
-        content, wanted = _content(self.folder / ROOT), _attributes(self.metadata[ROOT])
+        content, wanted = content_of(self.folder / ROOT), told_by(self.metadata[ROOT])
         is_sealed = content is not None and hashlib.sha256(content).hexdigest() == manifest.digests.get(ROOT)
-        found = _attributes(content) if content is not None and is_sealed else wanted
-        fields = _fields({**found, MADE_FROM: manifest.config}, wanted)
+        found = told_by(content) if content is not None and is_sealed else wanted
+        fields = differing_fields({**found, MADE_FROM: manifest.config}, wanted)
         if fields:
             raise StaleStoreError(
                 f"{self.folder}: made from another {', '.join(fields)}; delete the folder and run again"
@@ -164,11 +157,11 @@ class StoreWriter:
             for block in blocks:
                 if self.is_sound(block):  # asked again: it may be new by now
                     continue
-                _remove(record_path(self.folder, block))
+                remove(record_path(self.folder, block))
                 for name in self.layout.arrays_of(block):
                     chunk = self.folder / self.layout.chunk_path(block, name)
-                    if not _is_at(chunk, stat.S_ISREG):
-                        _remove(chunk)  # a folder can't be replaced
+                    if not is_at(chunk, stat.S_ISREG):
+                        remove(chunk)  # a folder can't be replaced
             sync_folder(self.folder / RECORDS)
 
     def commit(self, block: Block, computed: Computed) -> bool:
@@ -199,7 +192,7 @@ class StoreWriter:
         if values.shape != (len(block), *spec.tail) or values.dtype != np.dtype(spec.dtype):
             raise ValueError(f"{name}: got {values.dtype} {values.shape} for {spec.dtype} {(len(block), *spec.tail)}")
         content = pack(values, self.layout.chunk_rows(block.split), spec.fill_value, spec.shuffle)
-        with _Sha256(content) as digest:
+        with Sha256(content) as digest:
             crc = crc32c(content)
             partial.parent.mkdir(parents=True, exist_ok=True)
             with named(self.folder / self.layout.chunk_path(block, name)), partial.open("wb") as file:
@@ -247,14 +240,14 @@ class StoreWriter:
             for folder in self._strange_folders():
                 folder.unlink()
             for path in self.metadata:
-                if not _is_at(self.folder / path, stat.S_ISREG):
-                    _remove(self.folder / path)
+                if not is_at(self.folder / path, stat.S_ISREG):
+                    remove(self.folder / path)
             for path, wanted in (manifest.digests if manifest else {}).items():  # while the seal still tells damage
                 target = self.folder / path
                 if path in self.metadata and target.exists() and file_digest(target) != wanted:
                     target.unlink()
                     sync_folder(target.parent)
-            _remove(self.folder / MANIFEST)
+            remove(self.folder / MANIFEST)
             sync_folder(self.folder)
 
     def _check_layout(self, manifest: Manifest) -> None:
@@ -273,7 +266,7 @@ class StoreWriter:
             if found is not None:  # another writer was first
                 return found
             manifest = self._manifest(read_records(self.folder, self.layout, self.fingerprint), details)
-            _sweep(self.folder)
+            sweep_begun(self.folder)
             manifest.write(self.folder)
         return manifest
 
@@ -291,106 +284,3 @@ class StoreWriter:
             metrics=metrics,
             details={**details, **self.layout.description()},
         )
-
-
-class _Sha256:
-    """The sha256 of a chunk, computed beside its CRC and its write where it is large: in a thread that ends with it.
-
-    A pool would be gone in a process that forks, and wait there for ever.
-    """
-
-    def __init__(self, content: np.ndarray | bytes):
-        self._digest = hashlib.sha256()
-        self._thread: Thread | None = None
-        if len(content) < HASHED_BESIDE:
-            self._digest.update(content)
-        else:
-            self._thread = Thread(target=self._digest.update, args=(content,), name="stillroom-sha256")
-            self._thread.start()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        if self._thread is not None:
-            self._thread.join()
-
-    def of_all(self, crc: bytes) -> str:
-        """Return the digest of the content and its CRC."""
-        self._digest.update(crc)
-        return self._digest.hexdigest()
-
-
-def _make(folder: Path) -> None:
-    """Make a folder and whatever is missing above it, so that a power cut doesn't take it back."""
-    missing = [each for each in (folder, *folder.parents) if not each.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
-    for each in reversed(missing):
-        sync_folder(each.parent)
-
-
-def sweep(folder: Path) -> None:
-    """Remove what killed writers left half written in a finished store, where none that lives needs it any more."""
-    with contextlib.suppress(OSError):  # on a disk that can't be written it stays, and harms nothing
-        if any(folder.rglob(PARTIAL)):
-            with locked(folder):
-                _sweep(folder)
-
-
-def _sweep(folder: Path) -> None:
-    for leftover in folder.rglob(PARTIAL):
-        _remove(leftover)
-
-
-def _content(path: Path) -> bytes | None:
-    """Return a metadata file's bytes, None when there is none, b"" when it is none of ours by its size alone."""
-    try:
-        return read_file(path, MAX_METADATA_BYTES)
-    except FileNotFoundError:
-        return None
-    except ValueError:
-        return b""
-
-
-def _is_at(path: Path, is_kind: Callable[[int], bool]) -> bool:
-    """Whether nothing is there, or something of this kind and no link."""
-    try:
-        return is_kind(path.lstat().st_mode)
-    except FileNotFoundError:
-        return True
-
-
-def _remove(path: Path) -> None:
-    """Remove a file, a link but not what it leads to, a pipe, or a folder."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    elif os.path.lexists(path):  # most often there is nothing
-        path.unlink(missing_ok=True)
-
-
-def _attributes(content: bytes) -> dict[str, Any]:
-    """Return what a `zarr.json` says: of the store where it is the root's, {} when it is no JSON."""
-    try:
-        document = json.loads(content)
-        attributes = document.get("attributes", {}).get("stillroom", document)
-        return dict(attributes)
-    except (ValueError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _fields(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Return in which fields two stores differ: fields of the plan rather than its fingerprint."""
-    made_from = differences(found.get(MADE_FROM, {}), wanted.get(MADE_FROM, {})) if MADE_FROM in found else []
-    fields = dict.fromkeys([*made_from, *differences(_apart(found), _apart(wanted))])
-    is_told = any(field.startswith("plan.") for field in fields)
-    return [field for field in fields if not (is_told and field.startswith("plan "))]
-
-
-def _apart(attributes: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the attributes apart from the config, and from what follows from the others."""
-    return {k: v for k, v in attributes.items() if k not in (MADE_FROM, "fingerprint", "seal")}
-
-
-def attributes_seal(attributes: Mapping[str, Any]) -> str:
-    """Return the seal over all attributes but itself: an unfinished store, too, is resumed as it was begun."""
-    return fingerprint({key: value for key, value in attributes.items() if key != "seal"})

@@ -21,8 +21,8 @@ from toys import TargetStore, fuse_store
 from pipeline.errors import StillroomError
 from pipeline.lineage import MANIFEST
 from pipeline.store import open_targets, open_teacher
+from pipeline.store.told import FORMAT
 from pipeline.store.verify import verify
-from pipeline.store.writer import FORMAT
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 CURRENT = json.loads((GOLDEN / f"format{FORMAT}.json").read_text())

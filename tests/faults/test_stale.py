@@ -34,6 +34,7 @@ from toys import (
 )
 
 from pipeline import dump, fuse
+from pipeline.dump import config as dump_config
 from pipeline.errors import StaleStoreError
 from pipeline.fuse import config as fuse_config
 from pipeline.fusion import FUSIONS, Target
@@ -255,7 +256,7 @@ def test_a_teacher_store_by_another_version_of_a_transform_is_refused(root, stat
 @over_states
 def test_a_teacher_store_by_another_version_of_the_dump_is_refused(root, state, monkeypatch):
     folder = store_of(root, state)
-    monkeypatch.setattr(dump, "VERSION", dump.VERSION + 1)
+    monkeypatch.setattr(dump_config, "VERSION", dump_config.VERSION + 1)
     check_refused(lambda: fill(folder), folder, "version")
 
 

@@ -19,7 +19,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1])]
 from toys import dump_store, fuse_store, make_replayer  # noqa: E402
 
 from pipeline.lineage import COST  # noqa: E402
-from pipeline.store.writer import FORMAT  # noqa: E402
+from pipeline.store.told import FORMAT  # noqa: E402
 
 TEACHERS: dict[str, dict[str, Any]] = {
     "fp16": {"feature_codec": "uint8"},

@@ -237,12 +237,12 @@ def test_a_fold_model_resumes_and_is_trained_for_a_missing_store_alone(folded):
 
 
 def test_a_dump_killed_out_of_fold_goes_on_with_the_same_bytes(folded, monkeypatch):
-    from pipeline import dump
+    from pipeline.dump import asking
 
     ws = workspace(folded)
     entry = ws.recipe.find("teacher", "memory")
     folder = ws.teacher_store_folder(entry)
-    whole, answer = contents(folder), dump.answer
+    whole, answer = contents(folder), asking.answer
     shutil.rmtree(folder)
 
     def dies(teacher, replayer, block, *rest, **options):
@@ -250,10 +250,10 @@ def test_a_dump_killed_out_of_fold_goes_on_with_the_same_bytes(folded, monkeypat
             raise KeyboardInterrupt
         return answer(teacher, replayer, block, *rest, **options)
 
-    monkeypatch.setattr(dump, "answer", dies)
+    monkeypatch.setattr(asking, "answer", dies)
     with pytest.raises(KeyboardInterrupt):
         logits.ensure(ws, entry)
-    monkeypatch.setattr(dump, "answer", answer)
+    monkeypatch.setattr(asking, "answer", answer)
     ws = workspace(folded)
     logits.ensure(ws, entry)
     assert ws.teacher_forwards == 120

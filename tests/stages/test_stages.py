@@ -132,9 +132,9 @@ def test_logits_killed_at_any_block_continue_and_end_byte_for_byte_the_same(made
     folder = ws.teacher_store_folder(entry)
     whole = contents(folder)
     shutil.rmtree(folder)
-    from pipeline import dump
+    from pipeline.dump import asking
 
-    asked, answer = [], dump.answer
+    asked, answer = [], asking.answer
     for kill_at in (1, 2, 3):
 
         def dies(teacher, replayer, block, encoding, **options):
@@ -143,11 +143,11 @@ def test_logits_killed_at_any_block_continue_and_end_byte_for_byte_the_same(made
             asked.append(block)
             return answer(teacher, replayer, block, encoding, **options)
 
-        monkeypatch.setattr(dump, "answer", dies)
+        monkeypatch.setattr(asking, "answer", dies)
         with pytest.raises(Killed):
             logits.ensure(workspace(home), entry)
         assert read_manifest(folder) is None
-    monkeypatch.setattr(dump, "answer", answer)
+    monkeypatch.setattr(asking, "answer", answer)
     resumed = workspace(home)
     logits.ensure(resumed, entry)
     assert resumed.teacher_forwards < 1100  # what was committed was not asked again

@@ -11,18 +11,16 @@ from sklearn.decomposition import PCA as SklearnPCA
 from toys import sha256
 
 from pipeline.errors import StillroomError
+from pipeline.store.codecs.feature_error import PAIRED_ROWS, measure_feature_error
+from pipeline.store.codecs.feature_numbers import MARGIN, exact_product
 from pipeline.store.codecs.features import (
     FEATURE_CODECS,
-    MARGIN,
-    PAIRED_ROWS,
     PCA,
     BitRound,
     Byte,
     Half,
     RandomProjection,
-    exact_product,
     feature_codec_json,
-    measure_feature_error,
     parse_feature_codec,
     restore,
 )
