@@ -14,7 +14,7 @@ from tests.datasets.test_crowns import voc
 HEIGHT, WIDTH, CROWN, TREES = 300, 300, 30, 12
 FEW = [
     "data.calibration=0.3",
-    "teacher.residual.width=4",
+    "teacher.deep.width=4",
     "teacher.plain.width=4",
     "student.small.width=2",
 ]
