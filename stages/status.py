@@ -9,13 +9,14 @@ from rich.table import Table
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_cost, read_manifest
+from pipeline.models import ESTIMATORS, REGRESSORS, WRITERS
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
 from stages import data, runs
 from stages.auto import chosen
 from stages.judging import judge_folder
 from stages.league import LEAGUE
-from stages.recipe import AUTO
+from stages.recipe import AUTO, TeacherEntry
 from stages.search import all_students
 from stages.workspace import Workspace, fold_model_name
 
@@ -62,7 +63,7 @@ def wanted(ws: Workspace) -> list[Wanted]:
     labelled = len(plan.splits["train"].labelled)
     found = [Wanted("plans", recipe.name, data.plan_folder(ws), 0)]
     for entry in recipe.teacher:
-        shown = ws.steps(entry, labelled)[0] * min(entry.batch_size, labelled)
+        shown = _shown(ws, entry, labelled)
         for fold in (None, *ws.folds):
             name = fold_model_name(entry.name, fold)
             found.append(Wanted("teachers", name, ws.teacher_folder(entry, fold), shown))
@@ -83,6 +84,15 @@ def wanted(ws: Workspace) -> list[Wanted]:
         found.append(Wanted("students", job.name, runs.folder_of(ws, job), 0 if job.entry.ensemble else shown))
     judge = judge_folder(ws)
     return found if judge is None else [*found, Wanted("judges", ws.dataset.name, judge, 0)]
+
+
+def _shown(ws: Workspace, entry: TeacherEntry, labelled: int) -> int:
+    """Return how many rows a teacher learns from, as often as it sees them; a rule that writes learns from none."""
+    if entry.model in WRITERS:
+        return 0
+    if entry.model in ESTIMATORS | REGRESSORS:
+        return labelled * min(entry.fit_views, ws.plan.count)
+    return ws.steps(entry, labelled)[0] * min(entry.batch_size, labelled)
 
 
 def is_dumped(ws: Workspace) -> bool:

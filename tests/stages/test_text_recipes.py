@@ -14,6 +14,8 @@ from shipped import check_every_model_ran, check_rows, of, rows_of, run_shipped
 
 from pipeline.datasets.inputs import bert, embedding
 from pipeline.datasets.inputs.embedding import WIDTH
+from pipeline.models import ESTIMATORS
+from stages import status
 
 COUNT = 300
 FEW = ["data.labelled=120", "data.calibration=0.3", "student.bag.buckets=512"]  # and small models, quickly saved
@@ -79,6 +81,14 @@ def sentiment(tmp_path_factory):
 @pytest.fixture(scope="module")
 def spam(tmp_path_factory):
     return run_shipped("spam", tmp_path_factory.mktemp("mails"), write_mails, *few("spam"))
+
+
+def test_status_counts_once_what_an_estimator_is_fitted_to(sentiment):
+    rows = {each.name: each.rows for each in status.wanted(sentiment) if each.kind == "teachers"}
+    names = [entry.name for entry in sentiment.recipe.teacher if entry.model in ESTIMATORS]
+    assert len(names) >= 2
+    assert {rows[name] for name in names} == {120}
+    assert rows["transformer"] == 2 * 128  # two epochs of two batches
 
 
 def test_sentiment_runs_whole(sentiment):

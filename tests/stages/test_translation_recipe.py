@@ -27,7 +27,7 @@ from pipeline.translation.apertium import Apertium
 from pipeline.translation.scores import translation_figures
 from pipeline.translation.vocabulary import BOS, EOS, PAD
 from pipeline.views import UNLABELLED
-from stages import distill, fuse, sentences
+from stages import distill, fuse, sentences, status
 from stages.load import load_recipe
 from stages.rows import Rows
 from stages.runs import folder_of, runs
@@ -117,6 +117,11 @@ def test_sentences_of_too_many_words_are_in_no_split(ws):
     assert len(ws.dataset) == 153
     assert np.array_equal(np.sort(used), np.flatnonzero(words <= 4))
     assert len(used) == 144
+
+
+def test_status_counts_what_a_teacher_sees_and_a_rule_sees_nothing(ws):
+    rows = {each.name: each.rows for each in status.wanted(ws) if each.kind == "teachers"}
+    assert rows == {"plain": 2 * 2 * 32, "deep": 2 * 2 * 32, "apertium": 0}
 
 
 def test_stores_keep_pieces_and_sentences_and_verify_reads_them(ws):
