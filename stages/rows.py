@@ -138,6 +138,10 @@ class Rows:
         words = None if isinstance(self.dataset, ImageDataset) else self.dataset.num_words()
         if words is None:
             raise StillroomError(f"data.max_words: found {most}; expected it only of texts; remove it")
+        if not (words <= most).any():
+            raise StillroomError(
+                f"data.max_words: found {most}; expected {words.min()} or more, for no text is shorter; raise it"
+            )
         return words <= most
 
     @cached_property

@@ -265,6 +265,13 @@ def test_what_sentences_have_not_got_is_told(override, message):
         load_recipe("translation", [override])
 
 
+def test_words_so_few_that_no_text_is_left_are_told(ws, tmp_path):
+    rows = Rows(load_recipe("translation", ["data.max_words=1"]), tmp_path)
+    rows.__dict__["dataset"] = ws.dataset
+    with pytest.raises(StillroomError, match=r"data.max_words: found 1; expected 4 or more, for no text is shorter"):
+        _ = rows.plan
+
+
 @pytest.mark.parametrize("dataset", [make_dataset(), make_houses()], ids=["pictures", "numbers"])
 def test_words_are_counted_of_texts_only(tmp_path, dataset):
     rows = Rows(load_recipe("translation", ["data.max_words=3"]), tmp_path)
