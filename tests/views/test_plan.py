@@ -98,6 +98,17 @@ def test_max_train_and_max_test_are_stratified_cuts():
     assert abs(shares(splits["test"], labels) - np.bincount(labels[300:]) / 200).max() < 1.5 / 60
 
 
+@pytest.mark.parametrize("official", [NONE, np.arange(400, 500)], ids=["a share", "official"])
+def test_samples_that_are_not_considered_are_in_no_split_of_any_kind(official):
+    labels = uneven_labels()
+    considered = np.arange(len(labels)) % 3 > 0
+    splits = split(labels, official, considered=considered)
+    used = np.concatenate([part.ids for part in splits.values()])
+    assert np.array_equal(np.sort(used), np.flatnonzero(considered))
+    if len(official):
+        assert np.array_equal(splits["test"].ids, official[considered[official]])
+
+
 def test_another_seed_draws_other_splits_and_the_same_seed_the_same():
     labels = uneven_labels()
     first, again, other = split(labels), split(labels), split(labels, seed=2)
