@@ -139,7 +139,7 @@ def _train_wave(ws: Workspace, jobs: Sequence[Run], watch: Watch) -> list[str]:
     """Train runs that need nothing of each other, as many in a pass as share an order; return what went wrong."""
     alone = [part for job in jobs for part in (members(job) or [job])]
     unfinished = {folder_of(ws, job): job for job in alone if not ws.is_finished(folder_of(ws, job))}
-    networks = [job for job in unfinished.values() if not is_estimator(job)]
+    networks = [job for job in unfinished.values() if not is_estimator(job.entry)]
     planned = list(passes(ws, networks))
     ws.ranks.wait()  # before the first of them changes what is finished
     faults = []
@@ -147,7 +147,7 @@ def _train_wave(ws: Workspace, jobs: Sequence[Run], watch: Watch) -> list[str]:
         faults += train_pass(ws, jobs_of_pass, watch)
     if not ws.ranks.is_first:
         return faults
-    for job in filter(is_estimator, unfinished.values()):
+    for job in (job for job in unfinished.values() if is_estimator(job.entry)):
         faults += fit(ws, job)
     for job in jobs:
         if job.entry.ensemble is not None and not ws.is_finished(folder_of(ws, job)):

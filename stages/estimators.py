@@ -18,6 +18,7 @@ from pipeline.sparse import SparseTargets
 from pipeline.tasks import Reals
 from pipeline.views import Batch, Replayer, ViewLoader, imported_code
 from stages.objectives import real_loss
+from stages.recipe import Training
 from stages.runs import Run, folder_of
 from stages.show import progress
 from stages.students import reading_of, write
@@ -26,9 +27,9 @@ from stages.workspace import Workspace
 TINY = 1e-30  # a probability of nothing, as a log-probability that is finite
 
 
-def is_estimator(job: Run) -> bool:
-    """Whether a run's student is one of scikit-learn's, which have no network to train in company."""
-    model = job.entry.model
+def is_estimator(entry: Training) -> bool:
+    """Whether a student or teacher is one of scikit-learn's, which has no network and is fitted once."""
+    model = entry.model
     return model.split(".")[0] == "sklearn" or model in ESTIMATORS or model in REGRESSORS
 
 

@@ -9,14 +9,15 @@ from rich.table import Table
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_cost, read_manifest
-from pipeline.models import ESTIMATORS, REGRESSORS, WRITERS
+from pipeline.models import WRITERS
 from pipeline.report.numbers import size as as_size
 from pipeline.report.numbers import span as as_span
 from stages import data, runs
 from stages.auto import chosen
+from stages.estimators import is_estimator
 from stages.judging import judge_folder
 from stages.league import LEAGUE
-from stages.recipe import AUTO, TeacherEntry
+from stages.recipe import AUTO, StudentEntry, TeacherEntry
 from stages.search import all_students
 from stages.workspace import Workspace, fold_model_name
 
@@ -79,20 +80,21 @@ def wanted(ws: Workspace) -> list[Wanted]:
     targets = {ws.target_folder(fusion): fusion.name for fusion in reversed(fusions) if ws.is_stored(fusion)}
     found += [Wanted("targets", name, folder, answers) for folder, name in reversed(targets.items())]
     for job in jobs:
-        shown = ws.steps(job.entry, len(plan.splits["train"]))[0] * job.entry.batch_size
+        has_labels_alone = job.fusion is None and is_estimator(job.entry)  # networks take equal steps
+        shown = _shown(ws, job.entry, labelled if has_labels_alone else len(plan.splits["train"]))
         found += [Wanted("students", each.name, runs.folder_of(ws, each), shown) for each in runs.members(job)]
         found.append(Wanted("students", job.name, runs.folder_of(ws, job), 0 if job.entry.ensemble else shown))
     judge = judge_folder(ws)
     return found if judge is None else [*found, Wanted("judges", ws.dataset.name, judge, 0)]
 
 
-def _shown(ws: Workspace, entry: TeacherEntry, labelled: int) -> int:
-    """Return how many rows a teacher learns from, as often as it sees them; a rule that writes learns from none."""
+def _shown(ws: Workspace, entry: TeacherEntry | StudentEntry, rows: int) -> int:
+    """Return how many rows a model of `rows` learns from, as often as it sees them; a rule that writes learns none."""
     if entry.model in WRITERS:
         return 0
-    if entry.model in ESTIMATORS | REGRESSORS:
-        return labelled * min(entry.fit_views, ws.plan.count)
-    return ws.steps(entry, labelled)[0] * min(entry.batch_size, labelled)
+    if is_estimator(entry):
+        return rows * min(entry.fit_views, ws.plan.count)
+    return ws.steps(entry, rows)[0] * min(entry.batch_size, rows)
 
 
 def is_dumped(ws: Workspace) -> bool:

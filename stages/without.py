@@ -91,7 +91,7 @@ def _fused(ws: Workspace, entry: FusionEntry, logits: dict[str, Tensor]) -> Tens
 
 def _students(ws: Workspace, missing: Collection[str]) -> Iterator[Said]:
     for entry in ws.recipe.students:
-        for job in (job for job in runs(ws, entry) if not is_estimator(job)):
+        for job in (job for job in runs(ws, entry) if not is_estimator(job.entry)):
             folder = folder_of(ws, job)
             if (manifest := read_manifest(folder)) is None:
                 raise StillroomError(f"student {job.name}: not finished; expected it trained; run 'stillroom distill'")

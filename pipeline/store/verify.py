@@ -14,7 +14,7 @@ from pipeline.errors import CorruptBlockError, StillroomError, printable
 from pipeline.lineage import COST, MANIFEST, read_file, read_manifest
 from pipeline.store.attributes import check_attributes
 from pipeline.store.describe import MAX_METADATA_BYTES
-from pipeline.store.layout import Block
+from pipeline.store.layout import ROW_ARRAYS, Block
 from pipeline.store.reader import MAKE_WITH, Store
 from pipeline.store.records import RECORDS
 
@@ -52,7 +52,7 @@ def verify(folder: Path, *, thorough: bool = True) -> list[Fault]:
         if manifest.kind not in MAKE_WITH:
             return [Fault(str(folder), MANIFEST, "all rows", f"a {manifest.kind}, not a store")]
         store = Store(folder, manifest.kind)
-        if "classes" in store.attributes:  # else its arrays are no teacher's and no fusion's
+        if "classes" in store.attributes or ROW_ARRAYS.keys() <= store.layout.arrays.keys():  # a teacher's, a fusion's
             check_attributes(folder, manifest.kind, store.attributes, store.layout)
     except StillroomError as error:
         return [Fault(str(folder), MANIFEST, "all rows", str(error))]

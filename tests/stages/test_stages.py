@@ -286,6 +286,21 @@ def test_status_and_gc_know_what_belongs_to_the_recipe(home, capsys):
     assert [path.name.rsplit("-", 1)[0] for path in gone] == ["other-s0"]
 
 
+def test_status_counts_an_epoch_of_a_network_and_a_single_pass_of_an_estimator(home):
+    network = """model = "mlp"\nwidth = 12\ndepth = 1\nfusion = "mean"\nepochs = 1"""
+    estimator = """model = "sklearn.tree:DecisionTreeRegressor"\nfit_views = 2\nfusion = "mean\""""
+    recipe = (home / "few.toml").read_text()
+    assert network in recipe
+    (home / "few.toml").write_text(recipe.replace(network, estimator))
+    ws = workspace(home)
+    rows = {(wanted.kind, wanted.name): wanted.rows for wanted in status.wanted(ws)}
+    labelled = len(ws.plan.splits["train"].labelled)
+    assert rows["teachers", "conv"] == 2 * -(-labelled // 32) * 32
+    assert rows["teachers", "bayes"] == labelled
+    assert rows["students", "tiny-s0"] == 2 * -(-400 // 128) * 128
+    assert rows["students", "other-s0"] == 2 * 400
+
+
 def test_the_readmes_training_loop_runs_as_written(home, monkeypatch):
     import re
 
