@@ -46,6 +46,13 @@ def _views(recipe: Recipe) -> Iterator[str]:
     if recipe.views.mix is not None:
         mix = recipe.views.mix
         yield from raised(lambda: parse_mix(mix, recipe.views.count))
+    mixed = 0 if recipe.views.mix is None else recipe.views.mix.get("views", 1)
+    for teacher in recipe.teacher:
+        where = f"teacher.{teacher.name}.mixed: found false"
+        if not teacher.mixed and mixed == 0:
+            yield f"{where} without views.mix; expected true, for no view is mixed; remove it"
+        elif not teacher.mixed and mixed == recipe.views.count:
+            yield f"{where} where every view is mixed; expected some to learn from; raise views.count"
 
 
 def _names(recipe: Recipe) -> Iterator[str]:

@@ -67,14 +67,13 @@ def lazy_loss(ws: Workspace, job: Run, model: nn.Module, objective: Objective, s
     """Return the loss that weighs the teachers as the student trains, with whatever it learns itself."""
     assert job.fusion is not None
     plan = ws.plan
-    shows_labels = not all(plan.is_mixed("train", view) for view in range(plan.count))
     return LazyLoss(
         LAZY[job.fusion.strategy](**job.fusion.options),
         model,
         objective,
         num_teachers=len(ws.fused_teachers(job.fusion)),
         num_classes=len(ws.classes),
-        labelled=len(plan.splits["train"].labelled) if shows_labels else 0,
+        labelled=len(plan.splits["train"].labelled) if plan.plain else 0,
         steps=steps,
         seed=job.draws_seed,
     )

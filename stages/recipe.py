@@ -43,14 +43,16 @@ class Training(Named):
 class TeacherEntry(Training):
     """A model that learns from labels once and answers on every row. `fit_views`: views a scikit-learn model sees.
 
+    Without `mixed`, a network learns from views of one picture alone, and answers on mixed ones all the same.
     For studies of teachers that know less: `wrong_labels`, the share of its train labels that are wrong, and
     `without_classes`, those it sees no train row of. An `optional` one, a rule of another program's, is left out where
     that is not installed.
     """
 
-    later: ClassVar = Training.later | {"wrong_labels", "without_classes", "optional"}
+    later: ClassVar = Training.later | {"wrong_labels", "without_classes", "optional", "mixed"}
     seed: Annotated[int, Field(ge=0)] = 0
     fit_views: Count = 4
+    mixed: bool = True
     wrong_labels: Annotated[float, Field(ge=0, le=1)] = 0.0
     without_classes: list[str] = []
     optional: bool = False

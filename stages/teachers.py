@@ -125,7 +125,7 @@ def _train(ws: Workspace, entry: TeacherEntry, fold: int | None, folder: Path) -
     replayer = ws.replayer_of(entry.reads).showing(shown_labels(ws, entry, fold))
     name = fold_model_name(entry.name, fold)
     if not isinstance(model, nn.Module):
-        plain = [view for view in range(ws.plan.count) if not ws.plan.is_mixed("train", view)] or [0]
+        plain = ws.plan.plain or [0]
         how: dict[str, Any] = {"views": plain[: entry.fit_views], "seed": entry.seed, "where": f"teacher.{name}"}
         with progress(ws.console, f"fit {name}", None):
             if isinstance(ws.task, Reals):
@@ -144,7 +144,14 @@ def _train_torch(ws: Workspace, entry: TeacherEntry, model: Any, replayer: Repla
     positions = replayer.labelled
     steps, epoch = ws.steps(entry, len(positions))
     schedule = ws.schedule(entry, steps, max(epoch, steps // 25))
-    loader = ViewLoader(replayer, "train", batch_size=entry.batch_size, seed=entry.seed, positions=positions)
+    loader = ViewLoader(
+        replayer,
+        "train",
+        batch_size=entry.batch_size,
+        seed=entry.seed,
+        positions=positions,
+        views=None if entry.mixed else ws.plan.plain,
+    )
     checkpoint, own = folder / "checkpoint.pt", own_loss(model)
     with progress(ws.console, f"train {name}", steps) as bar:
         fitted = fit_torch(

@@ -1,6 +1,6 @@
 """The order rows are shown in: pure functions of (seed, epoch), so that a position is all there is to resume from."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -54,14 +54,16 @@ class ViewLoader:
         positions: np.ndarray | None = None,
         order: Callable[[int], np.ndarray | None] = lambda epoch: None,
         share: tuple[int, int] = (0, 1),
+        views: Sequence[int] | None = None,
     ):
-        """`positions` are the rows to show (all by default); `order(epoch)` may give an order of its own.
+        """`positions` are the rows to show, `views` those of them (all by default); `order(epoch)` may give an order.
 
         `share` is (rank, ranks): the part of each batch to show where several processes share it, the same batches
         however many they are.
         """
         self.replayer, self.split, self.batch_size, self.seed = replayer, split, batch_size, seed
         self.positions = np.arange(len(replayer.plan.splits[split])) if positions is None else positions
+        self.views = range(replayer.plan.views(split)) if views is None else views
         self._own_order, self._rank, self._ranks = order, *share
         self.epoch = self.step = 0
 
@@ -71,7 +73,7 @@ class ViewLoader:
 
     def __iter__(self) -> Iterator[Batch]:
         """Yield what is left of the current epoch, then stand at the start of the next."""
-        view = epoch_view(self.seed, self.epoch, self.replayer.plan.views(self.split))
+        view = self.views[epoch_view(self.seed, self.epoch, len(self.views))]
         rows = cut(self._order(), self.batch_size)
         while self.step < len(rows):
             self.step += 1  # before the yield: a state taken after a batch points at the next one

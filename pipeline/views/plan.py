@@ -177,6 +177,11 @@ class ViewPlan:
         """Say whether the rows of a view are mixed with partners."""
         return self.mix is not None and split == "train" and view >= self.count - self.mix.views
 
+    @property
+    def plain(self) -> list[int]:
+        """The views of train rows that are not mixed."""
+        return [view for view in range(self.count) if not self.is_mixed("train", view)]
+
     @cached_property
     def config(self) -> dict[str, Any]:
         """The plan as JSON: what its fingerprint is taken of. Rows out of fold follow from it and are no part of it."""

@@ -92,6 +92,8 @@ def test_commented_recipe_shows_every_key():
         ("[data]", "[views]\ntransforms = [{ kind = 'shift', pixel = 1 }]\n[data]", r"found option 'pixel'.*'pixels'"),
         ("[data]", "[views]\nmix = { kind = 'mixap' }\n[data]", r"views\.mix: unknown mix 'mixap'.*'mixup'"),
         ("[data]", "[views]\ncount = 2\nmix = { views = 3 }\n[data]", r"views\.mix\.views: found 3; expected 1 to 2"),
+        ("[[teacher]]", "[[teacher]]\nmixed = false", r"\.mixed: found false without views\.mix"),
+        ("[[teacher]]", "[views]\ncount = 1\nmix = {}\n[[teacher]]\nmixed = false", r"\.mixed: found false where every view is"),
         ("[data]", "[dta]\n[data]", r"dta: unknown key 'dta'.*'data'"),
         ("[[teacher]]", "[[teacher]]\nname = 'a'\nmodel = 'mlp'\n[[teacher]]", r"teacher\.a: found 2 of that name"),
     ],

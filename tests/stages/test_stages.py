@@ -286,6 +286,21 @@ def test_status_and_gc_know_what_belongs_to_the_recipe(home, capsys):
     assert [path.name.rsplit("-", 1)[0] for path in gone] == ["other-s0"]
 
 
+def test_a_teacher_without_mixed_views_is_the_one_that_the_plain_views_alone_make(home):
+    mixing = ("views.count=3", 'views.mix={ kind = "mixup", views = 1 }')
+    plain, without, with_mixed = (
+        workspace(home, *mixing[: 2 * has_mixing], *own)
+        for has_mixing, own in ((False, ()), (True, ("teacher.conv.mixed=false",)), (True, ()))
+    )
+    entries = [ws.recipe.teacher[0] for ws in (plain, without, with_mixed)]
+    weights = [
+        (teachers.ensure(ws, entry) / "weights.safetensors").read_bytes()
+        for ws, entry in zip((plain, without, with_mixed), entries, strict=True)
+    ]
+    assert without.plan.plain == [0, 1]
+    assert weights[0] == weights[1] != weights[2]
+
+
 def test_status_counts_an_epoch_of_a_network_and_a_single_pass_of_an_estimator(home):
     network = """model = "mlp"\nwidth = 12\ndepth = 1\nfusion = "mean"\nepochs = 1"""
     estimator = """model = "sklearn.tree:DecisionTreeRegressor"\nfit_views = 2\nfusion = "mean\""""

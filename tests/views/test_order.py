@@ -73,6 +73,16 @@ def test_an_epoch_shows_one_view_of_every_sample(replayer):
         assert len(rows) == len(whole) == 3
 
 
+def test_chosen_views_are_all_that_is_shown_in_the_order_of_as_many(replayer):
+    chosen = loader(replayer, views=[2, 0])
+    for epoch in range(4):
+        rows = shown(chosen)
+        assert {view for view, _ in rows} == {[2, 0][epoch_view(2, epoch, 2)]}
+    assert [positions for _, positions in shown(loader(replayer, views=[2, 0]))] == [
+        positions for _, positions in shown(loader(replayer))
+    ]
+
+
 def test_chosen_positions_are_all_that_is_shown(replayer):
     positions = replayer.plan.splits["train"].labelled
     rows = shown(loader(replayer, positions=positions, batch_size=4))
