@@ -20,7 +20,7 @@ from rich.table import Table
 from torch import Tensor
 
 from pipeline.datasets import ImageDataset
-from pipeline.errors import StillroomError, near_names, unknown_name
+from pipeline.errors import StillroomError, unknown_name
 from pipeline.export import (
     TOLERANCE,
     Deployed,
@@ -40,7 +40,6 @@ from pipeline.lineage import (
     artefact_folder,
     file_digest,
     read_cost,
-    read_manifest,
     require_manifest,
     write_cost,
     write_durably,
@@ -49,10 +48,9 @@ from pipeline.metrics import agreement, classification_metrics
 from pipeline.models import count_parameters
 from pipeline.report.numbers import size as as_size
 from stages.asks import refuse_others
+from stages.finished import finished
 from stages.networks import load_student
-from stages.recipe import StudentEntry
-from stages.runs import Run, folder_of, fusion_of, runs
-from stages.search import all_students
+from stages.runs import Run, folder_of
 from stages.show import progress
 from stages.students import WEIGHTS
 from stages.workspace import Workspace
@@ -74,7 +72,7 @@ def run(
     """
     refuse_others(ws.recipe, "export")
     asked = _asked(formats)
-    for job in _finished(ws, student, seed):
+    for job in finished(ws, student, seed):
         folder = ensure(ws, job, asked)
         console = ws.console if ws.console.is_terminal else Console(width=WIDTH, quiet=ws.console.quiet)
         console.print(table(folder))
@@ -87,51 +85,6 @@ def _asked(formats: Sequence[str] | None) -> list[str]:
     for name in sorted(asked - FILES.keys()):
         raise unknown_name("export", "format", name, FILES)
     return [name for name in FILES if name in asked or (name == "onnx" and "int8" in asked)]
-
-
-def _finished(ws: Workspace, student: str | None, seed: int | None) -> list[Run]:
-    """Return the run to export of each student that has one. Raises: StillroomError when none has."""
-    entries = _named(ws, student) if student else ws.recipe.student
-    chosen = [job for entry in entries if (job := _best(ws, entry, seed)) is not None]
-    if not chosen:
-        what = f"student {student!r}" if student else "students"
-        of_seed = "" if seed is None else f" of seed {seed}"
-        raise StillroomError(
-            f"{ws.root / 'students'}: found no finished {what}{of_seed} of recipe {ws.recipe.name!r}; expected one to "
-            f"export; run 'stillroom distill {ws.recipe.name}', or name another"
-        )
-    networks = [job for job in chosen if _is_network(ws, job)]
-    for job in chosen:
-        if networks and job not in networks:
-            ws.say("export", f"{job.name}: no network, passed over")
-    return networks or chosen
-
-
-def _is_network(ws: Workspace, job: Run) -> bool:
-    """Whether a finished run's student has a network's weights."""
-    manifest = read_manifest(folder_of(ws, job))
-    return manifest is not None and WEIGHTS in manifest.digests
-
-
-def _named(ws: Workspace, name: str) -> list[StudentEntry]:
-    """Return the student of a name, which may be a sweep's trial. Raises: StillroomError with near names."""
-    known = {entry.name: entry for entry in all_students(ws)}
-    if name not in known:
-        raise StillroomError(f"{ws.recipe.name}: no student {name!r}; expected one it has; {near_names(name, known)}")
-    return [known[name]]
-
-
-def _best(ws: Workspace, entry: StudentEntry, seed: int | None) -> Run | None:
-    """Return a student's finished run of a seed, or of the lowest NLL on calibration rows; None if there is none."""
-    fusion = fusion_of(ws, entry)
-    if fusion is not None and not ws.is_decided(fusion):
-        return None
-    finished = list[tuple[float, Run]]()
-    for job in runs(ws, entry.model_copy(update={"baselines": False})):
-        manifest = read_manifest(folder_of(ws, job))
-        if manifest is not None and seed in (None, job.seed):
-            finished.append((manifest.metrics["calibration"]["nll"], job))
-    return min(finished, key=lambda found: found[0])[1] if finished else None
 
 
 def ensure(ws: Workspace, job: Run, formats: Sequence[str]) -> Path:

@@ -11,6 +11,7 @@ from few import contents, workspace
 from pipeline.errors import StillroomError
 from pipeline.lineage import Manifest, file_digest, read_cost, read_manifest
 from stages import export
+from stages.finished import best
 from stages.runs import Run, config_of, folder_of, runs
 
 pytest.importorskip("onnxruntime")
@@ -142,7 +143,7 @@ def test_without_onnx_the_command_to_install_it_is_told_and_pt2_still_works(home
 
 def test_the_table_names_every_format(home):
     ws = workspace(home)
-    job = export._best(ws, ws.recipe.find("student", "tiny"), None)
+    job = best(ws, ws.recipe.find("student", "tiny"), None)
     assert isinstance(job, Run)
     table = export.table(export.ensure(ws, job, ["pt2"]))
     assert list(table.columns[0].cells) == ["torch", "pt2"]
