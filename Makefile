@@ -8,7 +8,7 @@ SETS := $(foreach word,$(SET),--set '$(word)')
 STAGES := data teachers logits
 
 .DEFAULT_GOAL := help
-.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion table-curves table-published table-peers table-sources recipes verify status report fuse distill clean $(STAGES)
+.PHONY: help setup lint format test test-slow test-faults bench bench-store bench-fuse bench-gpu table-fusion table-curves table-online table-published table-peers table-sources recipes verify status report fuse distill clean $(STAGES)
 
 help: ## List the targets.
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 12
@@ -86,6 +86,9 @@ table-fusion: setup ## The table of fusions: one student each, whole teachers an
 
 table-curves: setup ## Accuracy against cached views, codec, temperature and share of data; resumable.
 	@$(VENV)/bin/python -m tests.bench.table_curves
+
+table-online: setup ## A student from the store beside the same one with its teachers in the loop; resumable.
+	@$(VENV)/bin/python -m tests.bench.table_online
 
 table-published: setup ## Hinton's omitted class, a soft decision tree, self-distillation: ours beside the published.
 	@$(VENV)/bin/python -m tests.bench.table_published

@@ -10,7 +10,7 @@ plan, with teachers of its own, and those would differ, too.
 
 import argparse
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -23,28 +23,23 @@ from matplotlib.figure import Figure, SubFigure
 from rich.console import Console
 from torch import Tensor
 
-from pipeline import fuse as fusing
-from pipeline.fusion import Outputs
-from pipeline.fusion.target import fuse_rows
-from pipeline.lineage import fingerprint, require_manifest, write_durably
-from pipeline.loader import Reading, SharedLoader
-from pipeline.losses import kl_divergence
-from pipeline.metrics import classification_metrics, mean_interval, paired_interval
+from pipeline.lineage import require_manifest, write_durably
+from pipeline.loader import SharedLoader
+from pipeline.metrics import mean_interval
 from pipeline.report.figures import DPI, MUTED, SHARES, STYLE, WIDTH
-from pipeline.store import open_targets, open_teacher
-from pipeline.train import ALONE, fit_together, predict
-from pipeline.views import Batch, Replayer, ViewLoader
-from stages import distill, fuse, students, teachers
+from pipeline.store import open_targets
+from pipeline.views import Batch, Replayer
+from stages import distill, fuse
 from stages.load import load_recipe
 from stages.memory import keep_freed_memory
 from stages.recipe import LABELS
-from stages.runs import Run, config_of, folder_of, runs
-from stages.show import progress
+from stages.runs import Run, folder_of, runs
 from stages.workspace import Workspace
+from tests.bench.online import FRESH, Online, live_loader, rows_of
+from tests.bench.training import METRICS, Figures, Seen, beside, folder, picked, reading, steps_of, trained, values
 
 STUDENT, POOL = "tiny", "pool"
 FEW_ROWS_MANY_VIEWS = ["data.max_train=15000", "data.calibration=0.2", "views.count=32"]  # 12,000 rows: views repeat
-FRESH = 100_000  # views, so that an epoch shows one which no other epoch did
 TINY = [
     *("data.max_train=1600", "data.max_test=1000", "data.labelled=100", "teacher.forest.n_estimators=10"),
     *("teacher.resnet.epochs=1", "teacher.vgg.epochs=1", "student.tiny.epochs=2", "student.tiny.seeds=[0, 1]"),
@@ -63,63 +58,7 @@ CODEC_TITLES = {
     "sampled": "{draws} draws",
     "companded8": "8 bits",
 }  # an axis has little room
-METRICS = {"accuracy": ("test accuracy, %", 100, 2), "nll": ("test NLL, nats", 1, 4)}  # title, scale, digits
-
-Figures = dict[str, float]  # accuracy and NLL on test rows
 Curve = dict[str, dict[str, list[Figures]]]  # line -> point -> a student a seed
-
-
-class Seen:
-    """A loader of whose batches each of several students sees what `see` returns: a batch for each of them."""
-
-    def __init__(self, loader: Any, see: Callable[[Any], Sequence[Batch]]):
-        self._loader, self._see = loader, see
-        self.state_dict, self.load_state_dict = loader.state_dict, loader.load_state_dict
-
-    def __iter__(self) -> Iterator[Sequence[Batch]]:
-        return map(self._see, self._loader)
-
-
-def trained(ws: Workspace, jobs: Sequence[Run], open_loader: Callable[[], Seen], **shown: Any) -> list[Figures]:
-    """Return the test figures of runs that share a pass, trained on what the loader shows; found where that was done.
-
-    `shown` says what the rows are beyond what the runs' own configs say.
-    """
-    config = {"version": 1, "runs": [config_of(ws, job) for job in jobs], "shown": shown}
-    where = "-".join(f"{key}{value}" for key, value in shown.items())
-    path = folder(ws) / "runs" / f"{where}-s{jobs[0].seed}-{fingerprint(config)[:12]}.json"
-    if not path.exists():
-        with progress(ws.console, f"distill {path.stem}", steps_of(ws, jobs[0])[0]) as bar:
-            begun = [students.begin(ws, job, reading(ws, job), ranks=ALONE, on_step=bar.to) for job in jobs]
-            for _, fitted in fit_together([replace(each.trainee, checkpoint=None) for each in begun], open_loader()):
-                if isinstance(fitted, Exception):
-                    raise fitted
-        labels = torch.from_numpy(ws.plan.splits["test"].labels)
-        answers = [predict(each.model, iter(ws.held_out("test"))) for each in begun]
-        found = [picked(classification_metrics(log_probs, labels)) for log_probs in answers]
-        write_durably(path, json.dumps(found).encode())
-        ws.say("distill", f"{path.stem}: test accuracy {', '.join(f'{each["accuracy"]:.4f}' for each in found)}")
-    return json.loads(path.read_text())
-
-
-def folder(ws: Workspace) -> Path:
-    """Return where the figures of a workspace go."""
-    return ws.root / "reports" / ws.recipe.name
-
-
-def reading(ws: Workspace, job: Run) -> Reading:
-    """Return what a run reads of its target store, nothing on labels alone."""
-    return Reading() if job.fusion is None else students.reading_of(ws, job)
-
-
-def steps_of(ws: Workspace, job: Run) -> tuple[int, int]:
-    """Return the steps of a run and of an epoch over all rows; fewer rows are shown as many times more."""
-    return ws.steps(job.entry, len(ws.plan.splits["train"]))
-
-
-def picked(metrics: Mapping[str, float]) -> Figures:
-    """Return the figures that curves are made of."""
-    return {metric: metrics[metric] for metric in METRICS}
 
 
 def views_curve(ws: Workspace, steps: int) -> Curve:
@@ -128,7 +67,7 @@ def views_curve(ws: Workspace, steps: int) -> Curve:
     pool, entry = ws.recipe.find("fusion", POOL), ws.recipe.find("student", STUDENT)
     fuse.ensure(ws, pool)
     epochs = steps / steps_of(ws, Run(entry, "student", 0, pool))[1]
-    answered, found = Online(ws), Curve({CACHED: {}, ONLINE: {}})
+    answered, found = Online(ws, pool), Curve({CACHED: {}, ONLINE: {}})
     ws.say("distill", f"stored targets are KL {answered.kl_of_stored():.1e} nats from what the teachers answer live")
     for seed in entry.seeds:
         job = Run(entry.model_copy(update={"epochs": epochs}), "student", seed, pool)
@@ -141,54 +80,10 @@ def views_curve(ws: Workspace, steps: int) -> Curve:
     return found
 
 
-def rows_of(ws: Workspace, count: int) -> Replayer:
-    """Return what makes rows of so many views: a view's pixels don't depend on how many others there are."""
-    return Replayer(replace(ws.plan, count=count), ws.dataset, device=ws.device)
-
-
 def stored_loader(ws: Workspace, job: Run, replayer: Replayer) -> Seen:
     """Return what shows the views of a replayer with their targets from the store."""
     loader = SharedLoader([reading(ws, job)], replayer, batch_size=job.entry.batch_size, seed=job.order_seed)
     return Seen(loader, lambda shown: [shown[0]])
-
-
-def live_loader(ws: Workspace, jobs: Sequence[Run], answered: "Online") -> Seen:
-    """Return what shows all runs the same fresh views, with what the teachers say of them there and then."""
-    size, seed = jobs[0].entry.batch_size, jobs[0].order_seed
-    loader = ViewLoader(rows_of(ws, FRESH), "train", batch_size=size, seed=seed)
-    return Seen(loader, lambda batch: [answered(batch)] * len(jobs))
-
-
-class Online:
-    """The teachers of a target store, answering on a batch as it is trained on; weights and temperatures are its own.
-
-    What a store spares, here to compare with: nowhere else does a teacher run beside a student.
-    """
-
-    def __init__(self, ws: Workspace):
-        self._ws, entry = ws, ws.recipe.find("fusion", POOL)
-        self._store = open_targets(ws.target_folder(entry))
-        begun = fusing.begun(self._store.folder, fuse.target_of(ws, entry), ws.target_config(entry))
-        assert begun is not None
-        self._target, named = begun.target, ws.recipe.teacher
-        self._teachers = [teachers.load(ws, each, layers=[]) for each in named]
-        stores = [open_teacher(ws.teacher_store_folder(each)) for each in named]
-        self._temperatures = [store.manifest.details["temperature"] for store in stores]
-
-    def __call__(self, batch: Batch) -> Batch:
-        """Return the batch with what the teachers say of it, fused."""
-        both = zip(self._teachers, self._temperatures, strict=True)
-        logits = torch.stack([teacher.predict(batch.inputs).logits / temperature for teacher, temperature in both])
-        outputs = Outputs(logits, torch.full_like(batch.labels, -1))
-        return replace(batch, target_log_probs=fuse_rows(self._target, outputs, 1.0).log_probs)
-
-    def kl_of_stored(self, count: int = 256) -> float:
-        """Return KL(stored ‖ live) over rows of the first view: the codec and the batch are all that differs."""
-        positions = np.arange(min(count, len(self._ws.plan.splits["train"])))
-        live = self(self._ws.replayer.batch("train", 0, positions)).target_log_probs
-        stored = self._store.log_probs("train", 0)[: len(positions)].log_softmax(-1)
-        assert isinstance(live, Tensor)
-        return kl_divergence(live, stored, temperature=1.0).mean().item()
 
 
 def rows_curve(ws: Workspace) -> Curve:
@@ -258,11 +153,6 @@ def reference_of(name: str, curve: Curve) -> tuple[str, list[Figures]]:
     return wanted, next(figures for point, figures in curve[SOFT].items() if point.split("\n")[0] == wanted)
 
 
-def values(figures: Sequence[Figures], metric: str) -> list[float]:
-    """Return a figure by seed: accuracy in %, NLL in nats."""
-    return [METRICS[metric][1] * each[metric] for each in figures]
-
-
 def show(name: str, curve: Curve) -> None:
     """Print one curve's table as Markdown."""
     called, reference = reference_of(name, curve)
@@ -270,14 +160,7 @@ def show(name: str, curve: Curve) -> None:
     print(f"\n### {TITLES[name]}\n\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|")
     for line, points in curve.items():
         for point, figures in points.items():
-            means, differences = list[str](), list[str]()
-            for metric, (_, _, digits) in METRICS.items():
-                own, mean = values(figures, metric), mean_interval(values(figures, metric))
-                means.append(f"{mean.mean:.{digits}f} ± {mean.mean - mean.low:.{digits}f}")
-                apart = paired_interval(own, values(reference, metric))
-                limits = f"{apart.mean:+.{digits}f} [{apart.low:+.{digits}f}, {apart.high:+.{digits}f}]"
-                differences += ["", ""] if figures is reference else [limits, f"{apart.p_value:.3f}"]
-            print(f"| {' | '.join([line, point.replace('\n', ', '), *means, *differences])} |")
+            print(f"| {' | '.join([line, point.replace('\n', ', '), *beside(figures, reference)])} |")
 
 
 def draw(curves: Mapping[str, Curve], path: Path) -> None:
