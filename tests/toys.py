@@ -53,6 +53,14 @@ def make_labels(count: int = 60) -> np.ndarray:
     return np.arange(count) % len(CLASSES)
 
 
+def some_labels(count=400, hidden=60, seed=0):
+    """Return labels of 5 classes, some hidden, and sample ids in no order."""
+    random = np.random.default_rng(seed)
+    labels = random.integers(0, 5, count)
+    labels[random.permutation(count)[:hidden]] = -1
+    return labels, random.permutation(10 * count)[:count]
+
+
 def make_dataset(
     pixels: np.ndarray | None = None, labels: np.ndarray | None = None, classes: Sequence[str] = CLASSES
 ) -> ImageDataset:

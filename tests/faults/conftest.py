@@ -1,4 +1,4 @@
-"""What tests of strangers' stores and recipes share. Other files here have a `teacher` or `targets` of their own."""
+"""What tests of strangers' and of stale stores share. Other files here have a `teacher` or `targets` of their own."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -7,8 +7,12 @@ from typing import Any
 import pytest
 from damage import Kept
 from hostile import thrifty
+from kits import lay_out_once
 from oracle import Held, blocks_of, hold_targets, hold_teacher
+from toys import small_blocks
 
+from pipeline import fuse
+from pipeline.tasks import Classes
 from pipeline.views import Replayer
 from stages.load import load_recipe
 from stages.recipe import Recipe
@@ -63,3 +67,14 @@ def load(tmp_path: Path) -> Callable[..., Recipe]:
             return load_recipe(str(path), overrides, **options)
 
     return load
+
+
+@pytest.fixture(scope="module")
+def small_and_quick() -> Iterator[None]:
+    """Blocks of 8 rows, metadata that Zarr lays out once for all stores of a shape, and no figures of the answers."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_blocks(patch, 8)
+        lay_out_once(patch)
+        patch.setattr(Classes, "_scores", lambda *_: {"accuracy": 0.5, "nll": 0.7})
+        patch.setattr(fuse, "score_targets", lambda *args: {})
+        yield

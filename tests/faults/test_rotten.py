@@ -1,4 +1,4 @@
-"""Whatever happens to a store's bytes is found, never read as numbers, and mended by making its own blocks alone.
+"""Whatever happens to a store's bytes is found, and never read as numbers.
 
 The numbers that are right are held in memory; nothing here asks a store whether a store is right.
 """
@@ -7,29 +7,20 @@ import random
 import re
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
-from damage import HARMS, Kept, bits_of, flip_bit, flipped, harmed, state_of, swap
-from few import contents, settle, workspace
-from oracle import SOURCES, Held, blocks_of, first_error, hold_targets, hold_teacher
+from damage import HARMS, Kept, bits_of, flip_bit, flipped, harmed, swap
+from oracle import SOURCES, Held, first_error, hold_targets, hold_teacher
+from shelf import FOREIGN, SWAPS, Shelf, is_found, lay_shelf, take
 from toys import make_dataset, make_pixels, make_replayer
 
-from pipeline.errors import StaleStoreError, StillroomError
+from pipeline.errors import StillroomError
 from pipeline.lineage import COST, MANIFEST
-from pipeline.store import ArraySpec, Block, Layout, Store, StoreWriter, open_teacher
-from pipeline.store.records import RECORDS
+from pipeline.store import ArraySpec, Layout, Store, StoreWriter, open_teacher
 from pipeline.store.verify import verify
 from pipeline.views import Replayer
-from stages import fuse, logits
-from stages.mend import examine
-from stages.recipe import FusionEntry
-
-QUIET: Any = SimpleNamespace(say=lambda stage, text: None)
 
 CHUNKS = {  # one of each array of the teacher store: the rows it holds
     "logits": ("train/logits/c/1/1/0", "train view 1 rows 20-40"),
@@ -50,22 +41,9 @@ SEALED = [
 ]
 
 
-@dataclass(frozen=True)
-class Shelf:
-    """Two compressed teacher stores and a plain target store, in blocks of 20 rows."""
-
-    teacher: Held
-    other: Held
-    targets: Held
-
-
 @pytest.fixture(scope="module")
 def shelf(replayer, tmp_path_factory) -> Shelf:
-    root = tmp_path_factory.mktemp("shelf")
-    with blocks_of(20):
-        teacher = hold_teacher(root / "a", replayer, codec="companded8", features="uint8")
-        other = hold_teacher(root / "b", replayer, seed=1, name="b", codec="companded8", features="uint8")
-        return Shelf(teacher, other, hold_targets(root / "t", replayer, other))
+    return lay_shelf(tmp_path_factory.mktemp("shelf"), replayer)
 
 
 @pytest.fixture(scope="module")
@@ -85,11 +63,6 @@ def targets(shelf, kept) -> Iterator[Held]:
     """The target store, to harm."""
     yield shelf.targets
     kept["targets"].give_back()
-
-
-def is_found(folder: Path) -> bool:
-    """Whether both ways to verify find a fault."""
-    return bool(verify(folder, thorough=False)) and bool(verify(folder))
 
 
 def refusal(held: Held, kind: str = "teacher store") -> str:
@@ -214,16 +187,6 @@ def test_a_harmed_record_metadata_or_manifest_is_told(teacher, path):
     assert verify(teacher.folder) == []
 
 
-Swap = tuple[str, str]
-SWAPS: dict[str, tuple[Swap, set[str]]] = {
-    "with the next rows": (("train/logits/c/1/0/0", "train/logits/c/1/1/0"), {"logits"}),
-    "with another view": (("train/logits/c/0/0/0", "train/logits/c/2/0/0"), {"logits"}),
-    "with another array": (("train/labels/c/1", "train/row_digest/c/0/0"), {"labels", "row_digest"}),
-    "with another split": (("test/labels/c/0", "calibration/labels/c/0"), {"labels"}),
-    "of samples": (("train/sample_ids/c/0", "train/sample_ids/c/1"), {"sample_ids"}),
-}  # fmt: skip
-
-
 @pytest.mark.parametrize("how", SWAPS)
 def test_swapped_chunks_are_told_both(teacher, how):
     (one, other), arrays = SWAPS[how]
@@ -254,28 +217,6 @@ def test_plain_arrays_of_one_size_are_not_taken_for_one_another(targets):
 
 
 # -- of another teacher -----------------------------------------------------------------------------------------------
-
-WHOLE_BLOCK = [f"train/{name}/c/1/1" for name in ("logits", "logits_range", "row_digest", "features/penultimate")]
-FOREIGN: dict[str, list[str]] = {
-    "a chunk": ["train/logits/c/1/1/0"],
-    "a chunk and its record": ["train/logits/c/1/1/0", "records/train-1-1.json"],
-    "a whole block": [*WHOLE_BLOCK, "records/train-1-1.json"],
-    "all records": [RECORDS],
-    "the manifest": [MANIFEST],
-    "the attributes": ["zarr.json"],
-    "what a codec was fitted to": ["fitted"],
-    "all but the manifest": ["train", "calibration", "test", "fitted", "zarr.json", RECORDS],
-}
-
-
-def take(mine: Path, theirs: Path, paths: list[str]) -> None:
-    """Replace files and folders of a store by another store's."""
-    for path in paths:
-        if (theirs / path).is_dir():
-            shutil.rmtree(mine / path)
-            shutil.copytree(theirs / path, mine / path)
-        else:
-            shutil.copyfile(theirs / path, mine / path)
 
 
 @pytest.mark.parametrize("what", FOREIGN)
@@ -337,182 +278,3 @@ def test_swapped_chunks_stop_a_loader(targets, replayer, source):
 def test_a_sound_store_is_read_right_by_every_loader(targets, replayer):
     for source in SOURCES:
         assert first_error(targets, replayer, source) is None
-
-
-# -- mending ----------------------------------------------------------------------------------------------------------
-
-
-def mend(held: Held) -> list[str]:
-    """Do what a stage does that is asked for this store by name; return which blocks were computed."""
-    made: list[Block] = []
-    mending = examine(QUIET, "logits", "a", held.folder, check=True)
-    if not mending.is_sound:
-        mending.begin(held.writer)
-        held.fill(on_block=made.append)
-    return [block.key for block in made]
-
-
-def check_mended(held: Held, whole: dict[str, Any], blocks: set[str]) -> None:
-    """Hold a store to be byte for byte what it was, and the files of other blocks than these to be untouched."""
-    found = state_of(held.folder)
-    assert {name: content for name, (*_, content) in found.items()} == {
-        n: content for n, (*_, content) in whole.items()
-    }
-    layout = held.writer.layout
-    kept = [block for block in layout.blocks if block.key not in blocks]
-    for block in kept:
-        for path in [
-            f"{RECORDS}/{block.key}.json",
-            *(layout.chunk_path(block, name) for name in layout.arrays_of(block)),
-        ]:
-            assert found[path][:2] == whole[path][:2], f"{path} was written again"
-
-
-@pytest.mark.parametrize("harm", HARMS)
-def test_only_the_block_of_a_harmed_chunk_or_record_is_made_again(teacher, harm):
-    whole = state_of(teacher.folder)
-    HARMS[harm](teacher.folder / "train/logits/c/1/1/0")
-    HARMS[harm](teacher.folder / "records/test-0-0.json")
-    assert set(mend(teacher)) == {"train-1-1", "test-0-0"}
-    check_mended(teacher, whole, {"train-1-1", "test-0-0"})
-    assert mend(teacher) == []
-
-
-@pytest.mark.parametrize("harm", HARMS)
-def test_no_block_is_made_again_for_the_files_beside_them(teacher, harm):
-    whole = state_of(teacher.folder)
-    for path in ["zarr.json", "train/logits/zarr.json", "fitted/features/penultimate/step/c/0"]:
-        HARMS[harm](teacher.folder / path)
-    assert mend(teacher) == []
-    check_mended(teacher, whole, set())
-    HARMS[harm](teacher.folder / MANIFEST)
-    assert mend(teacher) == []
-    check_mended(teacher, whole, set())
-
-
-@pytest.mark.parametrize("how", SWAPS)
-def test_both_blocks_of_swapped_chunks_are_made_again(teacher, how):
-    whole, paths = state_of(teacher.folder), SWAPS[how][0]
-    swap(*(teacher.folder / path for path in paths))
-    layout = teacher.writer.layout
-    wanted = {b.key for b in layout.blocks for name in layout.arrays_of(b) if layout.chunk_path(b, name) in paths}
-    assert set(mend(teacher)) == wanted
-    check_mended(teacher, whole, wanted)
-
-
-@pytest.mark.parametrize(
-    ("what", "blocks"),
-    [
-        ("a chunk", {"train-1-1"}),
-        ("a chunk and its record", {"train-1-1"}),
-        ("a whole block", {"train-1-1"}),
-        ("all records", None),
-        ("the attributes", set()),
-        ("what a codec was fitted to", set()),
-    ],
-)
-def test_what_is_another_teachers_is_made_again(teacher, shelf, what, blocks):
-    whole, every = state_of(teacher.folder), {block.key for block in teacher.writer.layout.blocks}
-    take(teacher.folder, shelf.other.folder, FOREIGN[what])
-    wanted = every if blocks is None else blocks
-    assert set(mend(teacher)) == wanted
-    check_mended(teacher, whole, wanted)
-
-
-def test_a_store_with_another_ones_manifest_is_not_made_into_the_one_wanted(teacher, shelf):
-    take(teacher.folder, shelf.other.folder, FOREIGN["the manifest"])
-    with pytest.raises(StaleStoreError, match=r"made from another teacher \(found 'teacher b'; expected 'teacher a'\)"):
-        mend(teacher)
-
-
-def test_a_folder_that_is_a_file_or_a_link_is_made_again(teacher, tmp_path):
-    whole = state_of(teacher.folder)
-    for name, become in (
-        ("train/logits/c/1", Path.touch),
-        ("test", lambda path: path.symlink_to(tmp_path / "elsewhere")),
-    ):
-        (teacher.folder / name).rename(tmp_path / "elsewhere")
-        become(teacher.folder / name)
-        assert is_found(teacher.folder)
-        assert mend(teacher)
-        assert {name: content for name, (*_, content) in state_of(teacher.folder).items()} == {
-            n: c for n, (*_, c) in whole.items()
-        }
-        shutil.rmtree(tmp_path / "elsewhere")
-
-
-# -- by the stages ----------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    """A folder with a network's teacher store and the target store made of it, of 500 pictures."""
-    folder = tmp_path_factory.mktemp("home")
-    settle(folder)
-    ws = workspace(folder)
-    logits.ensure(ws, ws.recipe.teacher[0])
-    fuse.ensure(ws, FUSION)
-    return folder
-
-
-@pytest.fixture
-def made(monkeypatch) -> list[str]:
-    """The blocks that are written from here on."""
-    blocks: list[str] = []
-    commit = StoreWriter.commit
-
-    def noted(self: StoreWriter, block: Block, computed: Any) -> bool:
-        blocks.append(block.key)
-        return commit(self, block, computed)
-
-    monkeypatch.setattr(StoreWriter, "commit", noted)
-    return blocks
-
-
-FUSION = FusionEntry(name="single", strategy="mean", teachers=["conv"])
-BLOCK_FILES = ("train/{}/c/1/0/0", "train/labels/c/0", "records/test-0-0.json")
-FEW = ("last bit flipped", "a link to the same bytes")
-DAMAGE = [pytest.param(harm, marks=[] if harm in FEW else pytest.mark.faults) for harm in HARMS]
-
-
-@pytest.mark.parametrize("harm", DAMAGE)
-@pytest.mark.parametrize("stage", ["logits", "fuse"])
-def test_a_stage_makes_the_damaged_blocks_of_its_store_again_and_no_other(home, made, stage, harm):
-    ws = workspace(home)
-    teacher, array = ws.recipe.teacher[0], {"logits": "logits", "fuse": "log_probs/t1"}[stage]
-    folder = ws.teacher_store_folder(teacher) if stage == "logits" else ws.target_folder(FUSION)
-    whole = state_of(folder)
-    for path, block, rows in zip(BLOCK_FILES, ("train-1-0", "train-0-0", "test-0-0"), (400, 400, 200), strict=True):
-        HARMS[harm](folder / path.format(array))
-        forwards = ws.teacher_forwards
-        if stage == "logits":
-            logits.ensure(ws, teacher, check=True)
-        else:
-            fuse.ensure(ws, FUSION, check=True)
-        assert made == [block]
-        assert ws.teacher_forwards - forwards == (rows if stage == "logits" else 0)
-        found = state_of(folder)
-        assert {name: content for name, (*_, content) in found.items()} == {n: c for n, (*_, c) in whole.items()}
-        own = re.compile(rf"records/{block}|manifest|{block.split('-')[0]}/.*/c/({block.split('-')[1]}/)?0")
-        assert all(found[name][:2] == whole[name][:2] for name in whole if not own.match(name))
-        made.clear()
-        whole = found
-
-
-BESIDE = ["zarr.json", *(pytest.param(p, marks=pytest.mark.faults) for p in (MANIFEST, "train/row_digest/zarr.json"))]
-
-
-@pytest.mark.parametrize("path", BESIDE)
-def test_a_stage_writes_no_block_for_a_file_beside_them(home, made, path):
-    ws = workspace(home)
-    teacher = ws.recipe.teacher[0]
-    for folder, ensure in (
-        (ws.teacher_store_folder(teacher), lambda: logits.ensure(ws, teacher, check=True)),
-        (ws.target_folder(FUSION), lambda: fuse.ensure(ws, FUSION, check=True)),
-    ):
-        whole = contents(folder)
-        flip_bit(folder / path, bits_of(folder / path) // 2)
-        ensure()
-        assert contents(folder) == whole
-    assert made == []
-    assert ws.teacher_forwards == 0

@@ -4,9 +4,8 @@ One field is changed at a time, on a finished store and on an unfinished one; no
 Asked for again unchanged, a finished store costs neither a forward pass nor a write.
 """
 
-import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,44 +13,32 @@ from typing import Any
 import numpy as np
 import pytest
 from instants import steps_in
-from kits import lay_out_once
 from laws import files_of
-from PIL import Image
-from rich.console import Console
-from safetensors.torch import load_file, save_file
-from toys import (
-    EASY,
-    dump_store,
-    fuse_store,
-    make_dataset,
-    make_encoding,
-    make_labels,
-    make_pixels,
-    make_plan,
-    make_teacher,
-    small_blocks,
-    teacher_writer,
+from stale import (
+    LABELS,
+    PIXELS,
+    STATES,
+    another_label,
+    another_pixel,
+    check_refused,
+    over_states,
+    traces,
+    two_swapped,
+    unfinish,
 )
+from toys import EASY, dump_store, make_dataset, make_encoding, make_plan, make_teacher, teacher_writer
 
 from pipeline import dump, fuse
 from pipeline.dump import config as dump_config
-from pipeline.errors import StaleStoreError
 from pipeline.fuse import config as fuse_config
 from pipeline.fusion import FUSIONS, Target
-from pipeline.lineage import MANIFEST, file_digest, fingerprint, read_manifest
-from pipeline.loader import TargetLoader
+from pipeline.lineage import MANIFEST, fingerprint
 from pipeline.store import Filled, StoreWriter, TeacherStore, open_teacher
-from pipeline.store.records import RECORDS
-from pipeline.tasks import Classes
-from pipeline.teachers.torch import WEIGHTS
 from pipeline.views import Replayer, Split, ViewPlan
 from pipeline.views.transforms import TRANSFORMS
-from stages import fuse as fuse_stage
-from stages import logits
-from stages.load import load_recipe
-from stages.workspace import Workspace
 
-PIXELS, LABELS = make_pixels(30), make_labels(30)
+pytestmark = pytest.mark.usefixtures("small_and_quick")
+
 UNCHANGED: dict[str, Any] = {
     "pixels": PIXELS,
     "labels": LABELS,
@@ -63,25 +50,6 @@ UNCHANGED: dict[str, Any] = {
     "classes": ("ring", "bar", "dot"),
     "asked": {"codec": "fp16", "feature_codec": "fp16", "max_kl": 1e-4},
 }
-
-
-def another_pixel() -> np.ndarray:
-    pixels = PIXELS.copy()
-    pixels[3, 0, 5, 5] ^= 1
-    return pixels
-
-
-def another_label() -> np.ndarray:
-    labels = LABELS.copy()
-    labels[4] = (labels[4] + 1) % 3
-    return labels
-
-
-def two_swapped() -> np.ndarray:
-    """Two samples of one class, the one where the other was."""
-    pixels = PIXELS.copy()
-    pixels[[0, 3]] = pixels[[3, 0]]
-    return pixels
 
 
 def reversed_train(plan: ViewPlan) -> ViewPlan:
@@ -172,17 +140,6 @@ def filled_by(writer: StoreWriter, teacher: Any, rows: Replayer, encoding: Any) 
     return dump.dump(teacher, rows, writer, encoding, batch_size=16, details={"seed": 0}), sum(calls)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _small_and_quick() -> Iterator[None]:
-    """Blocks of 8 rows, metadata that Zarr lays out once for all stores of a shape, and no figures of the answers."""
-    with pytest.MonkeyPatch.context() as patch:
-        small_blocks(patch, 8)
-        lay_out_once(patch)
-        patch.setattr(Classes, "_scores", lambda *_: {"accuracy": 0.5, "nll": 0.7})
-        patch.setattr(fuse, "score_targets", lambda *args: {})
-        yield
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("stale")
@@ -199,35 +156,7 @@ def store_of(root: Path, state: str, make: Callable[..., object] = fill, **made_
     return finished if state == "finished" else unfinished
 
 
-def unfinish(folder: Path) -> None:
-    """Leave the first blocks only."""
-    (folder / MANIFEST).unlink()
-    for record in sorted((folder / RECORDS).iterdir())[3:]:
-        record.unlink()
-
-
-def traces(folder: Path) -> dict[str, tuple[int, int]]:
-    """Return every file and folder with its inode and the time of its last change."""
-    paths = [folder, *folder.rglob("*")]
-    return {str(path): (path.stat().st_ino, path.stat().st_mtime_ns) for path in paths}
-
-
-def check_refused(ask: Callable[[], object], folder: Path, field: str) -> None:
-    """The store is refused by the name of the field, with both values, and nothing is touched."""
-    before = traces(folder)
-    with pytest.raises(StaleStoreError) as refused:
-        ask()
-    told = str(refused.value)
-    assert re.search(rf"(another|teacher:|stores:|,) {field} \(found .*; expected .*\).*; delete ", told), told
-    assert told.startswith(str(folder))
-    assert "plan (found '" not in told, f"a fingerprint says nothing: {told}"
-    assert traces(folder) == before
-
-
 # -- teacher stores ---------------------------------------------------------------------------------------------------
-
-STATES = ["finished", "unfinished"]
-over_states = pytest.mark.parametrize("state", STATES)
 
 
 def each_in_one_state(changes: Mapping[str, Any]) -> Any:
@@ -375,191 +304,3 @@ def test_an_unfinished_store_unchanged_asks_only_for_what_is_missing(tmp_path):
     assert 0 < missing < done.rows
     assert asked == again.rows == missing
     assert files_of(rest) == files_of(whole)
-
-
-# -- the loader -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def targets(tmp_path_factory) -> Any:
-    """A target store of one teacher."""
-    root = tmp_path_factory.mktemp("targets")
-    dataset = make_dataset(PIXELS)
-    rows = Replayer(make_plan(dataset, count=2), dataset)
-    return fuse_store(root / "t", [dump_store(root / "a", rows)])
-
-
-SAMPLES = {
-    "one pixel": lambda: make_dataset(another_pixel()),
-    "one label": lambda: make_dataset(PIXELS, another_label()),
-    "two samples swapped": lambda: make_dataset(two_swapped()),
-    "one sample less": lambda: make_dataset(PIXELS[:-1]),
-    "the classes' names": lambda: make_dataset(PIXELS, classes=("ring", "bar", "spot")),
-}
-
-
-@pytest.mark.parametrize("what", SAMPLES)
-def test_a_loader_refuses_samples_that_the_teachers_did_not_see(targets, what):
-    TargetLoader(targets, make_dataset(PIXELS), batch_size=8)
-    with pytest.raises(StaleStoreError, match=r"made from data set \w{12}; found \w{12} \(another picture, label, cl"):
-        TargetLoader(targets, SAMPLES[what](), batch_size=8)
-
-
-def test_a_loader_refuses_views_that_another_version_of_a_transform_makes(targets, monkeypatch):
-    version = TRANSFORMS["shift"].version
-    monkeypatch.setattr(TRANSFORMS["shift"], "version", version + 1)
-    with pytest.raises(StaleStoreError, match=rf"'version': {version}\b.*'version': {version + 1}\b"):
-        TargetLoader(targets, make_dataset(PIXELS), batch_size=8)
-
-
-def test_a_loader_refuses_views_that_changed_without_a_new_version(targets, monkeypatch):
-    drawn = TRANSFORMS["shift"].parameters
-    monkeypatch.setattr(TRANSFORMS["shift"], "parameters", lambda self, words: drawn(self, words) + 1)
-    with pytest.raises(StaleStoreError, match=r"row_digest of train view 0: .* do not replay .*pixels, transforms or"):
-        TargetLoader(targets, make_dataset(PIXELS), batch_size=8)
-
-
-# -- the stages -------------------------------------------------------------------------------------------------------
-
-RECIPE = """
-name = "small"
-[data]
-folder = "{home}/pictures"
-size = 12
-channels = 1
-[views]
-count = 2
-transforms = [{{ kind = "shift", pixels = 1 }}]
-[[teacher]]
-name = "one"
-model = "mlp"
-width = 8
-depth = 1
-epochs = 1
-[[teacher]]
-name = "two"
-model = "mlp"
-width = 6
-depth = 1
-epochs = 1
-[[fusion]]
-name = "mean"
-"""
-
-
-@pytest.fixture(scope="module")
-def made(tmp_path_factory) -> Path:
-    """A folder in which two teachers, their stores and a target store have been made."""
-    home = tmp_path_factory.mktemp("home")
-    for number, pixels in enumerate(make_pixels(60)):
-        folder = home / "pictures" / str(number % 3)
-        folder.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels[0]).save(folder / f"{number:02}.png")
-    ws = workspace(home)
-    logits.run(ws)
-    fuse_stage.ensure(ws, ws.recipe.fusion[0])
-    return home
-
-
-@pytest.fixture
-def home(made, tmp_path) -> Path:
-    """A copy of it, to spoil."""
-    return Path(shutil.copytree(made, tmp_path / "home"))
-
-
-def workspace(home: Path, *overrides: str) -> Workspace:
-    (home / "small.toml").write_text(RECIPE.format(home=home))
-    return Workspace(load_recipe(str(home / "small.toml"), overrides), home / "data", Console(quiet=True))
-
-
-def replace_weights(ws: Workspace) -> None:
-    """Put other weights where the first teacher's lie, sealed as its own: it answers otherwise from now on."""
-    folder = ws.teacher_folder(ws.recipe.teacher[0])
-    path, manifest = folder / WEIGHTS, read_manifest(folder)
-    assert manifest is not None
-    save_file({name: -values for name, values in load_file(path).items()}, path)
-    replace(manifest, digests={WEIGHTS: file_digest(path)}).write(folder)
-
-
-def ask_again(ws: Workspace) -> None:
-    """Ask both stages by name for what they made."""
-    for entry in ws.recipe.teacher:
-        logits.ensure(ws, entry, check=True)
-    fuse_stage.ensure(ws, ws.recipe.fusion[0], check=True)
-
-
-def test_stages_asked_again_find_everything_ask_no_teacher_and_write_nothing(home):
-    ws, kinds = workspace(home), ("teachers", "logits", "targets")
-    before = [traces(home / "data" / kind) for kind in kinds]
-    ws.plan  # noqa: B018  opening the pictures notes down their digests
-    with steps_in(home / "data") as steps:
-        ask_again(ws)
-    assert not steps.taken
-    assert (ws.teacher_forwards, ws.done) == (0, [])
-    assert [traces(home / "data" / kind) for kind in kinds] == before
-
-
-@over_states
-def test_a_store_of_other_weights_than_those_on_disk_is_refused(home, state):
-    ws = workspace(home)
-    entry = ws.recipe.teacher[0]
-    folder = ws.teacher_store_folder(entry)
-    if state == "unfinished":
-        unfinish(folder)
-    replace_weights(ws)
-    check_refused(lambda: logits.ensure(ws, entry, check=True), folder, r"weights\.weights\.safetensors")
-    assert ws.teacher_forwards == 0
-
-
-def test_a_damaged_store_of_other_weights_is_refused_as_it_lies(home):
-    ws = workspace(home)
-    entry = ws.recipe.teacher[0]
-    folder = ws.teacher_store_folder(entry)
-    (folder / RECORDS / "train-0-0.json").write_bytes(b"rotten")
-    replace_weights(ws)
-    check_refused(lambda: logits.ensure(ws, entry, check=True), folder, r"weights\.weights\.safetensors")
-
-
-@over_states
-def test_a_target_store_of_a_teacher_that_was_dumped_again_is_refused(home, state):
-    ws = workspace(home)
-    teacher, fusion = ws.recipe.teacher[0], ws.recipe.fusion[0]
-    folder = ws.target_folder(fusion)
-    if state == "unfinished":
-        unfinish(folder)
-    shutil.rmtree(ws.teacher_store_folder(teacher))
-    replace_weights(ws)
-    logits.ensure(ws, teacher)
-    check_refused(lambda: fuse_stage.ensure(ws, fusion, check=True), folder, r"parents\.one\.records")
-
-
-def another_picture(home: Path) -> tuple[str, ...]:
-    pixels = np.array(Image.open(home / "pictures/0/03.png"))
-    pixels[5, 5] ^= 1
-    Image.fromarray(pixels).save(home / "pictures/0/03.png")
-    return ()
-
-
-def a_picture_of_another_class(home: Path) -> tuple[str, ...]:
-    (home / "pictures/0/03.png").rename(home / "pictures/1/03.png")
-    return ()
-
-
-RUNS: dict[str, Callable[[Path], tuple[str, ...]]] = {
-    "one pixel": another_picture,
-    "one label": a_picture_of_another_class,
-    "the views": lambda home: ("views.count=3",),
-    "the seed": lambda home: ("seed=1",),
-    "the codec": lambda home: ("logits.codec=fp32",),
-    "the teacher's seed": lambda home: ("teacher.one.seed=1",),
-}
-
-
-@pytest.mark.parametrize("what", ["one pixel", *(pytest.param(run, marks=pytest.mark.faults) for run in RUNS)])
-def test_a_run_of_anything_else_lies_elsewhere_and_leaves_what_was_made(home, what):
-    before, old = traces(home / "data/logits"), workspace(home)
-    folder = old.teacher_store_folder(old.recipe.teacher[0])
-    ws = workspace(home, *RUNS[what](home))
-    assert ws.teacher_store_folder(ws.recipe.teacher[0]) != folder
-    assert ws.target_folder(ws.recipe.fusion[0]) != old.target_folder(old.recipe.fusion[0])
-    assert traces(home / "data/logits") == before

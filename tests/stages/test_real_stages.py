@@ -1,4 +1,4 @@
-"""Recipes whose data asks for real numbers, end to end: a table of one's own, two of whose columns are to be told."""
+"""Recipes whose data asks for real numbers, end to end: what they make, and what they refuse once they have run."""
 
 import json
 import math
@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pytest
 import torch
-from rich.console import Console
+from prices import Home
 
 from pipeline.errors import StillroomError
 from pipeline.lineage import read_manifest
@@ -22,97 +21,11 @@ from pipeline.store.verify import verify
 from pipeline.teachers import RegressorTeacher
 from stages import codecs, distill, export, fuse, importing, logits, predict, report, status
 from stages import verify as verifying
-from stages.asks import is_real
 from stages.estimators import mixed
-from stages.load import load_recipe
 from stages.runs import folder_of, runs
 from stages.workspace import Workspace
 
-RECIPE = """
-name = "houses"
-[data]
-table = "{table}"
-numbers = ["price", "area"]
-calibration = 0.2
-test = 0.2
-labelled = 120
-[[teacher]]
-name = "line"
-model = "ridge"
-[[teacher]]
-name = "trees"
-model = "forest_numbers"
-n_estimators = 10
-[[teacher]]
-name = "network"
-model = "mlp"
-width = 16
-depth = 1
-epochs = 30
-batch_size = 16
-lr = 1e-2
-[[teacher]]
-name = "near"
-model = "sklearn.neighbors:KNeighborsRegressor"
-n_neighbors = 4
-[logits]
-features = []
-[[fusion]]
-name = "plain"
-strategy = "mean"
-[[fusion]]
-name = "stack"
-strategy = "stacking"
-[[fusion]]
-name = "precision"
-strategy = "inverse_variance"
-[[student]]
-name = "tiny"
-model = "mlp"
-width = 8
-depth = 1
-fusion = "stack"
-epochs = 30
-batch_size = 32
-lr = 1e-2
-seeds = [0, 1]
-order_seed = 0
-[[student]]
-name = "plainer"
-model = "sklearn.linear_model:LinearRegression"
-fusion = "plain"
-seeds = [0]
-loss = {{ alpha = 0.25 }}
-"""
 BASELINES = {"hard_labels", "best_single", "uniform_mean"}
-
-
-def houses(count: int = 400) -> pd.DataFrame:
-    """Return made-up houses, some of whose prices and areas nobody knows."""
-    draws = np.random.default_rng(0)
-    rooms, age = draws.integers(1, 9, count), draws.integers(0, 80, count)
-    price = 100 + 60 * rooms - age + draws.normal(0, 15, count)
-    area = 15 + 18 * rooms + draws.normal(0, 4, count)
-    price[::7], area[3::5], area[7], price[3:20:4] = np.nan, np.nan, np.nan, np.nan
-    town = draws.choice(["north", "south", "east"], count)
-    known = {"rooms": rooms, "age": age.astype(float), "town": town}
-    return pd.DataFrame({**known, "price": price.round(2), "area": area.round(2)})
-
-
-class Home:
-    """A folder with the recipe and its table."""
-
-    def __init__(self, folder: Path):
-        self.folder, self.recipe = folder, folder / "houses.toml"
-        self.table = houses()
-        self.table.to_csv(folder / "houses.csv", index=False)
-        self.recipe.write_text(RECIPE.format(table=folder / "houses.csv"))
-
-    def workspace(self, *overrides: str, recipe: str | None = None) -> Workspace:
-        if recipe is not None:
-            self.recipe.with_name("other.toml").write_text(recipe)
-        path = self.recipe if recipe is None else self.recipe.with_name("other.toml")
-        return Workspace(load_recipe(str(path), overrides), self.folder / "data", Console(quiet=True))
 
 
 @pytest.fixture(scope="module")
@@ -265,6 +178,24 @@ def test_a_single_teacher_is_a_fusion(ws, home):
     torch.testing.assert_close(store.means("test"), line.logits("test"))
 
 
+def test_a_number_that_does_not_vary_has_no_r2(home, monkeypatch):
+    home.table.assign(price=7.3).drop(columns="area").to_csv(home.folder / "flat.csv", index=False)
+    text = home.recipe.read_text().replace("houses.csv", "flat.csv").replace('["price", "area"]', '["price"]')
+    text = text.replace('name = "houses"', 'name = "flat"').replace("epochs = 30", "epochs = 1")
+    for strategy in ("stacking", "inverse_variance"):
+        text = text.replace(strategy, "median")
+    for drawn in ("comparison", "learning_curves", "pay_back", "by_output"):
+        monkeypatch.setattr(figures, drawn, lambda *_: b"png")
+    other = home.workspace(recipe=text)
+    distill.run(other)
+    fuse.run(other)
+    report.run(other)
+    rows = rows_of(other)
+    assert {row["kind"] for row in rows} == {"teacher", "fusion", "student", "baseline"}
+    assert all(row["r2"] is None and math.isfinite(row["rmse"]) for row in rows)
+    assert next(row for row in rows if row["name"] == "line")["rmse"] < 1e-5
+
+
 # -- scikit-learn's students ------------------------------------------------------------------------------------------
 
 
@@ -315,125 +246,6 @@ def test_a_zoo_regressor_may_be_a_student(ws, home):
 
 # -- what is refused --------------------------------------------------------------------------------------------------
 
-FAULTS = {
-    "a strategy of classes": (
-        ["fusion.plain.strategy=linear_pool"],
-        "fusion.plain.strategy: unknown strategy for real",
-    ),
-    "a lazy strategy": (
-        ["fusion.plain.strategy=aekd"],
-        "fusion.plain.strategy: unknown strategy for real numbers 'aekd'",
-    ),
-    "auto": (["fusion.plain.strategy=auto"], "fusion.plain.strategy: unknown strategy for real numbers 'auto'"),
-    "no such teacher": (
-        ["fusion.plain.strategy=single:lime"],
-        "fusion.plain.strategy: unknown teacher 'lime'; .*'line'",
-    ),
-    "no such teachers": (['fusion.plain.teachers=["lime"]'], "fusion.plain.teachers: unknown teacher 'lime'"),
-    "an option": (["fusion.stack.sharde=true"], "fusion.stack: unknown key 'sharde'; expected a key of 'stacking'"),
-    "an option's type": (["fusion.stack.shared=3"], "fusion.stack: real fusion 'stacking': shared is 3; expected true"),
-    "temperatures": (
-        ["fusion.plain.temperatures=[1.0]"],
-        "fusion.plain.temperatures: found .*; expected none, for it is",
-    ),
-    "calibrate": (["fusion.plain.calibrate=false"], "fusion.plain.calibrate: found False; expected none, for it is of"),
-    "correction": (
-        ["fusion.plain.correction=soft"],
-        "fusion.plain.correction: found 'soft'; expected none, for it is of",
-    ),
-    "target": (["fusion.plain.target=lazy"], "fusion.plain.target: found 'lazy'; expected none, for it is of classes"),
-    "a codec": (["logits.codec=fp16"], "logits.codec: unknown codec 'fp16'; expected"),
-    "auto codec": (["fusion.plain.codec=auto"], "fusion.plain.codec: unknown codec 'auto'; expected"),
-    "a budget": (
-        ["logits.max_gb=1.0"],
-        "logits.max_gb: found 1; expected none, for codecs of numbers are few; remove it",
-    ),
-    "fitted on train": (
-        ["fusion.stack.fit_on=train"],
-        "fusion.stack.fit_on: found 'train', the rows that the teachers",
-    ),
-    "fitted nowhere": (["fusion.stack.fit_on=nowhere"], "fusion.stack.fit_on: unknown rows 'nowhere'; expected"),
-    "no folds": (
-        ["fusion.stack.fit_on=out_of_fold"],
-        "fusion.stack.fit_on: found 'out_of_fold' without folds; expected",
-    ),
-    "wrong labels": (
-        ["teacher.line.wrong_labels=0.2"],
-        "teacher.line.wrong_labels: found 0.2; expected none, for it is",
-    ),
-    "no classes": (['teacher.line.without_classes=["price"]'], "teacher.line.without_classes: found .* expected none"),
-    "a teacher of classes": (
-        ["teacher.network.model=soft_tree"],
-        "teacher.network.model: found 'soft_tree', which answers",
-    ),
-    "a file": (
-        ["teacher.line.model=predictions"],
-        "teacher.line.model: found 'predictions'; expected a model to train",
-    ),
-    "a loss of classes": (["student.tiny.loss.kind=kl"], "student.tiny.loss.kind: unknown loss of real numbers 'kl'"),
-    "a rule for alpha": (
-        ["student.tiny.loss.alpha=annealed"],
-        "student.tiny.loss.alpha: found 'annealed'; expected a num",
-    ),
-    "a loss' option": (["student.tiny.loss.beta=2.0"], "student.tiny.loss: unknown option 'beta'; expected one of 0"),
-    "a temperature": (["student.tiny.loss.temperature=4.0"], "student.tiny.loss.temperature: found 4.0; expected none"),
-    "smoothing": (
-        ["student.tiny.loss.smoothing=0.1"],
-        "student.tiny.loss.smoothing: found 0.1; expected none, for numbers",
-    ),
-    "features": (
-        ['student.tiny.loss.features=[{ kind = "srd" }]'],
-        "student.tiny.loss.features: found .*; expected none",
-    ),
-    "an ensemble": (
-        ["student.tiny.ensemble=2"],
-        "student.tiny.ensemble: found 2; expected none, for it goes by likelih",
-    ),
-    "generations": (["student.tiny.generations=2"], "student.tiny.generations: found 2; expected none, for it goes by"),
-    "a monitor": (
-        ["student.tiny.monitor=kl"],
-        "student.tiny.monitor: found 'kl'; expected none, for it goes by likelihoods",
-    ),
-    "heads": (
-        ["student.tiny.model=hydra", "student.tiny.heads=2"],
-        "student.tiny.model: found 'hydra', which answers with",
-    ),
-    "each teacher": (
-        ["student.tiny.fusion=each"],
-        "student.tiny.fusion: found 'each'; expected a fusion or labels, for",
-    ),
-    "a column twice": (
-        ['data.numbers=["area", "area"]'],
-        r"data.numbers: found \['area', 'area'\]; expected each column",
-    ),
-    "a label beside": (
-        ["data.label=town"],
-        r"data.numbers: found \['price', 'area'\] beside label; expected one of both",
-    ),
-}
-
-
-@pytest.mark.parametrize("what", FAULTS)
-def test_a_recipes_faults_are_told_before_anything_runs(home, what):
-    overrides, message = FAULTS[what]
-    with pytest.raises(StillroomError, match=message) as error:
-        home.workspace(*overrides)
-    assert all(line.startswith("houses.toml: ") for line in str(error.value).split("\n"))
-
-
-def test_all_faults_are_told_at_once(home):
-    with pytest.raises(StillroomError) as error:
-        home.workspace("fusion.plain.strategy=vote", "student.tiny.loss.kind=dkd", "logits.codec=fp16")
-    assert len(str(error.value).split("\n")) == 3
-
-
-def test_a_sweep_goes_by_likelihoods(home):
-    text = home.recipe.read_text() + '[[sweep]]\nname = "rates"\nstudent = "tiny"\nover = { lr = [1e-3, 1e-2] }\n'
-    with pytest.raises(
-        StillroomError, match=r"sweep.rates: found a sweep; expected none, for trials are compared by like"
-    ):
-        home.workspace(recipe=text)
-
 
 COMMANDS = {
     "fuse --all": lambda ws: fuse.run(ws, compare=True),
@@ -478,33 +290,3 @@ def test_a_classifier_by_import_path_is_told_when_it_is_built(ws, home, model, m
     other = home.workspace(recipe=text.replace("n_neighbors = 4\n", ""))
     with pytest.raises(StillroomError, match=message):
         logits.run(other)
-
-
-def test_a_number_that_does_not_vary_has_no_r2(home, monkeypatch):
-    home.table.assign(price=7.3).drop(columns="area").to_csv(home.folder / "flat.csv", index=False)
-    text = home.recipe.read_text().replace("houses.csv", "flat.csv").replace('["price", "area"]', '["price"]')
-    text = text.replace('name = "houses"', 'name = "flat"').replace("epochs = 30", "epochs = 1")
-    for strategy in ("stacking", "inverse_variance"):
-        text = text.replace(strategy, "median")
-    for drawn in ("comparison", "learning_curves", "pay_back", "by_output"):
-        monkeypatch.setattr(figures, drawn, lambda *_: b"png")
-    other = home.workspace(recipe=text)
-    distill.run(other)
-    fuse.run(other)
-    report.run(other)
-    rows = rows_of(other)
-    assert {row["kind"] for row in rows} == {"teacher", "fusion", "student", "baseline"}
-    assert all(row["r2"] is None and math.isfinite(row["rmse"]) for row in rows)
-    assert next(row for row in rows if row["name"] == "line")["rmse"] < 1e-5
-
-
-def test_a_column_of_words_is_no_number(home):
-    other = home.workspace('data.numbers=["town"]')
-    with pytest.raises(StillroomError, match="town: found words; expected numbers to answer with; mend the column"):
-        distill.run(other)
-
-
-def test_a_recipe_of_classes_is_none_of_numbers(home):
-    assert is_real(home.workspace().recipe)
-    assert is_real(load_recipe("traffic"))
-    assert not is_real(load_recipe("fashion"))
