@@ -75,9 +75,10 @@ def _recipe(recipe: Recipe, kept: Kept) -> Recipe:
         update={"codec": kept.codec, "feature_codec": kept.feature_codec, "features": list(kept.features)}
     )
     views = recipe.views.model_copy(update={"count": kept.views})
-    if views.mix is not None:
-        mixed = min(int(views.mix.get("views", 1)), max(1, kept.views - 1))
-        views = views.model_copy(update={"mix": {**views.mix, "views": mixed} if kept.views > 1 else None})
+    if views.mix is not None:  # as many of them as before, in proportion, and never all
+        share = int(views.mix.get("views", 1)) / recipe.views.count
+        mixed = min(max(1, round(share * kept.views)), kept.views - 1)
+        views = views.model_copy(update={"mix": {**views.mix, "views": mixed} if mixed else None})
     return recipe.model_copy(update={"logits": logits.model_copy(update={"max_gb": None}), "views": views})
 
 

@@ -12,6 +12,7 @@ import pytest
 from few import contents, settle, workspace
 from rich.console import Console
 
+from pipeline.budget import Kept
 from pipeline.errors import StaleStoreError, StillroomError
 from pipeline.lineage import Manifest, read_manifest
 from pipeline.store import open_targets, open_teacher
@@ -152,6 +153,14 @@ def test_a_budget_is_kept_told_and_found_again_without_a_teacher(home):
     again = budget.within(workspace(home, "logits.max_gb=0.00018"))
     assert again.recipe == kept.recipe
     assert not [row for row in status.wanted(again) if row.kind == "logits" and not again.is_finished(row.folder)]
+
+
+@pytest.mark.parametrize(("views", "mixed"), [(8, 4), (4, 2), (3, 2), (2, 1), (1, None)])
+def test_a_budget_of_fewer_views_mixes_the_same_share_of_them(home, views, mixed):
+    recipe = workspace(home, "views.count=8", 'views.mix={ kind = "cutmix", views = 4 }').recipe
+    kept = budget._recipe(recipe, Kept("fp16", "fp16", (), views)).views
+    assert kept.count == views
+    assert kept.mix == (None if mixed is None else {"kind": "cutmix", "views": mixed})
 
 
 def test_sparse_stores_keep_held_out_splits_dense_and_students_stream_them(home):
