@@ -28,7 +28,7 @@ from pipeline.loader import SharedLoader
 from pipeline.metrics import mean_interval
 from pipeline.report.figures import DPI, MUTED, SHARES, STYLE, WIDTH
 from pipeline.store import open_targets
-from pipeline.views import Batch, Replayer
+from pipeline.views import Batch
 from stages import distill, fuse
 from stages.load import load_recipe
 from stages.memory import keep_freed_memory
@@ -36,7 +36,19 @@ from stages.recipe import LABELS
 from stages.runs import Run, folder_of, runs
 from stages.workspace import Workspace
 from tests.bench.online import FRESH, Online, live_loader, rows_of
-from tests.bench.training import METRICS, Figures, Seen, beside, folder, picked, reading, steps_of, trained, values
+from tests.bench.training import (
+    METRICS,
+    Figures,
+    Seen,
+    beside,
+    folder,
+    picked,
+    reading,
+    steps_of,
+    stored_loader,
+    trained,
+    values,
+)
 
 STUDENT, POOL = "tiny", "pool"
 FEW_ROWS_MANY_VIEWS = ["data.max_train=15000", "data.calibration=0.2", "views.count=32"]  # 12,000 rows: views repeat
@@ -72,18 +84,12 @@ def views_curve(ws: Workspace, steps: int) -> Curve:
     for seed in entry.seeds:
         job = Run(entry.model_copy(update={"epochs": epochs}), "student", seed, pool)
         for count in (2**k for k in range(ws.plan.count.bit_length())):
-            figures = trained(ws, [job], partial(stored_loader, ws, job, rows_of(ws, count)), views=count)
+            figures = trained(ws, [job], partial(stored_loader, ws, [job], rows_of(ws, count)), views=count)
             found[CACHED].setdefault(str(count), []).extend(figures)
     together = entry.model_copy(update={"epochs": epochs, "order_seed": 0})  # the teachers answer all seeds at once
     jobs = [Run(together, "student", seed, pool) for seed in entry.seeds]
     found[ONLINE]["fresh"] = trained(ws, jobs, partial(live_loader, ws, jobs, answered), online=FRESH)
     return found
-
-
-def stored_loader(ws: Workspace, job: Run, replayer: Replayer) -> Seen:
-    """Return what shows the views of a replayer with their targets from the store."""
-    loader = SharedLoader([reading(ws, job)], replayer, batch_size=job.entry.batch_size, seed=job.order_seed)
-    return Seen(loader, lambda shown: [shown[0]])
 
 
 def rows_curve(ws: Workspace) -> Curve:

@@ -9,10 +9,10 @@ from typing import Any
 import torch
 
 from pipeline.lineage import fingerprint, write_durably
-from pipeline.loader import Reading
+from pipeline.loader import Reading, SharedLoader
 from pipeline.metrics import classification_metrics, mean_interval, paired_interval
 from pipeline.train import ALONE, fit_together, predict
-from pipeline.views import Batch
+from pipeline.views import Batch, Replayer
 from stages import students
 from stages.runs import Run, config_of
 from stages.show import progress
@@ -54,6 +54,13 @@ def trained(ws: Workspace, jobs: Sequence[Run], open_loader: Callable[[], Seen],
         write_durably(path, json.dumps(found).encode())
         ws.say("distill", f"{path.stem}: test accuracy {', '.join(f'{each["accuracy"]:.4f}' for each in found)}")
     return json.loads(path.read_text())
+
+
+def stored_loader(ws: Workspace, jobs: Sequence[Run], replayer: Replayer) -> Seen:
+    """Return what shows all runs, of one fusion and order, the views of a replayer with the store's targets."""
+    size, seed = jobs[0].entry.batch_size, jobs[0].order_seed
+    loader = SharedLoader([reading(ws, jobs[0])], replayer, batch_size=size, seed=seed)
+    return Seen(loader, lambda shown: [shown[0]] * len(jobs))
 
 
 def folder(ws: Workspace) -> Path:

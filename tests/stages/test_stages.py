@@ -301,19 +301,19 @@ def test_a_teacher_without_mixed_views_is_the_one_that_the_plain_views_alone_mak
     assert weights[0] == weights[1] != weights[2]
 
 
-def test_status_counts_an_epoch_of_a_network_and_a_single_pass_of_an_estimator(home):
+@pytest.mark.parametrize(("fusion", "rows_of_student"), [("mean", 400), ("labels", 120)])
+def test_status_counts_an_epoch_of_a_network_and_a_single_pass_of_an_estimator(home, fusion, rows_of_student):
     network = """model = "mlp"\nwidth = 12\ndepth = 1\nfusion = "mean"\nepochs = 1"""
-    estimator = """model = "sklearn.tree:DecisionTreeRegressor"\nfit_views = 2\nfusion = "mean\""""
+    estimator = f"""model = "sklearn.tree:DecisionTreeRegressor"\nfit_views = 2\nfusion = "{fusion}\""""
     recipe = (home / "few.toml").read_text()
     assert network in recipe
-    (home / "few.toml").write_text(recipe.replace(network, estimator))
+    (home / "few.toml").write_text(recipe.replace(network, estimator).replace("temperature = 2.0, alpha = 0.3", ""))
     ws = workspace(home)
     rows = {(wanted.kind, wanted.name): wanted.rows for wanted in status.wanted(ws)}
-    labelled = len(ws.plan.splits["train"].labelled)
-    assert rows["teachers", "conv"] == 2 * -(-labelled // 32) * 32
-    assert rows["teachers", "bayes"] == labelled
+    assert rows["teachers", "conv"] == 2 * -(-120 // 32) * 32
+    assert rows["teachers", "bayes"] == 120
     assert rows["students", "tiny-s0"] == 2 * -(-400 // 128) * 128
-    assert rows["students", "other-s0"] == 2 * 400
+    assert rows["students", "other-s0"] == 2 * rows_of_student
 
 
 def test_the_readmes_training_loop_runs_as_written(home, monkeypatch):
